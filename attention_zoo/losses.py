@@ -1,0 +1,110 @@
+"""Cross-entropy over the real tokens of padded sentences."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="attention_zoo")
+class MaskedCrossentropy(keras.losses.Loss):
+    """Label-smoothed cross-entropy, averaged over the real tokens of a batch.
+
+    With p = softmax(logits), V the vocabulary and e the label smoothing, each token costs
+
+        (1 - e) * -log p[label] + e * mean_V(-log p)
+
+    and the loss is the sum over the tokens whose label is not 0 (padding), divided by their number. A
+    sample weight makes it a weighted mean. A batch of nothing but padding costs 0. Targets are never
+    turned into one-hot vectors, and everything is computed in float32.
+
+    Args:
+        label_smoothing: e, from 0 up to, but not including, 1.
+        name: Name of the loss.
+
+    Call arguments:
+        y_true: int (B, T), labels, 0 where there is only padding.
+        y_pred: float (B, T, V), logits.
+        sample_weight: None, or float (B,), (B, 1) or (B, T).
+
+    Returns:
+        The loss, a float32 scalar.
+
+    Raises:
+        ValueError: If `label_smoothing` is out of range.
+
+    Example:
+        >>> loss = MaskedCrossentropy(label_smoothing=0.1)
+        >>> labels = ops.array([[1, 0]])
+        >>> logits = ops.array([[[0.0, 0.0], [5.0, -5.0]]])
+        >>> float(loss(labels, logits))  # log 2: the second position is padding
+        0.6931471824645996
+
+    Reference:
+        Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", section 7;
+        Vaswani et al. 2017, "Attention Is All You Need", section 5.4.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, name: str = "masked_crossentropy") -> None:
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(
+                f"MaskedCrossentropy: expected 0 <= label_smoothing < 1, received {label_smoothing}"
+            )
+        super().__init__(name=name)
+        self.label_smoothing = label_smoothing
+
+    # Not `call` with Keras's reduction: that would average over the padding as well.
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """The mean over real tokens."""
+        weights = token_weights(y_true, sample_weight)  # (B, T)
+        total = ops.sum(weights * self.call(y_true, y_pred))
+        count = ops.sum(weights)
+        return total / ops.where(count > 0, count, 1.0)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """The loss of every position, padding included: float32 (B, T)."""
+        return token_crossentropy(y_true, y_pred, self.label_smoothing)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"label_smoothing": self.label_smoothing, "name": self.name}
+
+
+def token_crossentropy(labels: Any, logits: Any, label_smoothing: float = 0.0) -> Any:
+    """Cross-entropy of every position, padding included (formula: `MaskedCrossentropy`).
+
+    Args:
+        labels: int (B, T).
+        logits: float (B, T, V).
+        label_smoothing: e.
+
+    Returns:
+        float32 (B, T).
+    """
+    logits = ops.cast(logits, "float32")
+    index = ops.expand_dims(ops.cast(labels, "int32"), -1)  # (B, T, 1)
+    label_logits = ops.squeeze(ops.take_along_axis(logits, index, axis=-1), -1)  # (B, T)
+    # -log p = log(sum(exp(logits))) - logits, which needs no (B, T, V) array of log-probabilities.
+    losses = ops.logsumexp(logits, axis=-1) - (1.0 - label_smoothing) * label_logits  # (B, T)
+    if label_smoothing:
+        losses = losses - label_smoothing * ops.mean(logits, axis=-1)
+    return losses
+
+
+def token_weights(labels: Any, sample_weight: Any = None) -> Any:
+    """How much each position counts: 0 for padding (label 0), else 1 or its sample weight.
+
+    Args:
+        labels: int (B, T).
+        sample_weight: None, or float (B,), (B, 1) or (B, T).
+
+    Returns:
+        float32 (B, T).
+    """
+    weights = ops.cast(ops.not_equal(labels, 0), "float32")  # (B, T)
+    if sample_weight is None:
+        return weights
+    sample_weight = ops.cast(sample_weight, "float32")
+    if len(sample_weight.shape) == 1:
+        sample_weight = ops.expand_dims(sample_weight, 1)  # (B, 1)
+    return weights * sample_weight

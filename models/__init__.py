@@ -1,0 +1,21 @@
+"""Encoders, decoders, search and the prebuilt models they compose into."""
+
+from attention_zoo._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "Tokenizer": "tokenizer",
+        "SentencePieceTokenizer": "sentencepiece_tokenizer",
+        "WhitespaceTokenizer": "whitespace_tokenizer",
+        "RNNEncoder": "rnn_encoder",
+        "RNNDecoder": "rnn_decoder",
+        "EncoderDecoder": "encoder_decoder",
+        "Translator": "translator",
+        "Translation": "translation",
+        "search": "search",
+        "presets": "presets",
+        "load": "saving",
+        "plot_attention": "plotting",
+    },
+)

@@ -1,0 +1,322 @@
+"""The base of every model: an encoder, a decoder, compiled training and search."""
+
+import functools
+import logging
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from attention_zoo.losses import MaskedCrossentropy
+from attention_zoo.metrics import Perplexity, TokenAccuracy, TokenMetric
+from attention_zoo.models import search
+from attention_zoo.models.tokenizer import PAD_ID
+from attention_zoo.schedules import InverseSquareRootSchedule
+
+logger = logging.getLogger("attention_zoo")
+
+
+@keras.saving.register_keras_serializable(package="attention_zoo")
+class EncoderDecoder(keras.Model):
+    """An encoder and a decoder, trained by teacher forcing and decoded by search.
+
+    Training runs forward and backward in one XLA-compiled function; the optimizer applies the
+    gradients outside it, which is what lets the same step run under tf.distribute. Losses and
+    metrics count real tokens only: labels equal to 0 are padding.
+
+    Args:
+        encoder: Layer from a source batch to a memory (see `RNNEncoder`).
+        decoder: Layer with `call`, `prepare`, `initial_state` and `step` (see `RNNDecoder`).
+
+    Call arguments:
+        inputs: dict of "source": what the encoder reads, and "target": int (B, T), starting with the
+            start token.
+        training: Whether dropout is active.
+        return_attention: Whether the attention is returned as well.
+
+    Returns:
+        Logits, float32 (B, T, V), or the pair (logits, attention).
+
+    Example:
+        >>> from attention_zoo.models import EncoderDecoder, RNNDecoder, RNNEncoder
+        >>> model = EncoderDecoder(RNNEncoder(100, 8, 16), RNNDecoder(50, 8, 16))
+        >>> logits = model({"source": ops.array([[5, 6, 2]]), "target": ops.array([[1, 7]])})
+        >>> logits.shape
+        TensorShape([1, 2, 50])
+    """
+
+    def __init__(self, encoder: keras.layers.Layer, decoder: keras.layers.Layer, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.encoder = encoder
+        self.decoder = decoder
+        self._objective = None
+        self._searches = {}
+
+    def call(
+        self, inputs: dict[str, Any], training: bool | None = None, return_attention: bool = False
+    ) -> Any:
+        """Teacher forcing."""
+        memory = self.encoder(inputs["source"], training=training)
+        return self.decoder(
+            inputs["target"], memory, training=training, return_attention=return_attention
+        )
+
+    # === Training ===
+
+    def compile(
+        self,
+        optimizer: Any = None,
+        loss: Any = None,
+        metrics: list | None = None,
+        jit_compile: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Configures training; every argument has a default that suits translation.
+
+        Args:
+            optimizer: Default: Adam (beta_2 0.98, gradients clipped to norm 1) with a peak learning
+                rate of 0.001 after 400 steps of warm-up, then the inverse square root.
+            loss: Default: `MaskedCrossentropy(label_smoothing=0.1)`.
+            metrics: Default: `TokenAccuracy` and `Perplexity`.
+            jit_compile: Whether forward and backward are compiled with XLA, on CPU too.
+            **kwargs: As in `keras.Model.compile`.
+        """
+        if optimizer is None:
+            optimizer = keras.optimizers.Adam(
+                InverseSquareRootSchedule(1e-3, warmup_steps=400), beta_2=0.98, global_clipnorm=1.0
+            )
+        if loss is None:
+            loss = MaskedCrossentropy(label_smoothing=0.1)
+        if metrics is None:
+            metrics = [TokenAccuracy(), Perplexity()]
+        # Keras's own jit would compile the optimizer too, which no tf.distribute strategy survives; and
+        # its loss and metrics would need the logits outside the compiled function.
+        others = [metric for metric in metrics if not isinstance(metric, TokenMetric)]
+        super().compile(optimizer=optimizer, metrics=others or None, jit_compile=False, **kwargs)
+        self._objective = _Objective(
+            loss=keras.losses.get(loss),
+            token_metrics=[metric for metric in metrics if isinstance(metric, TokenMetric)],
+            needs_logits=bool(others),
+            xla=bool(jit_compile) and not self.run_eagerly,
+        )
+        compiled = functools.partial(tf.function, jit_compile=True) if self._objective.xla else lambda f: f
+        self._objective.forward_backward = compiled(self._gradients)
+        self._objective.forward = compiled(self._evaluate)
+        self._compile_arguments = keras.saving.serialize_keras_object(
+            {"optimizer": optimizer, "loss": loss, "metrics": metrics, "jit_compile": jit_compile, **kwargs}
+        )
+        logger.info(self.compilation)
+
+    @property
+    def compilation(self) -> str:
+        """What runs compiled with XLA and what does not, in one sentence."""
+        compiled, plain = "search", "data pipeline, tokenizers"
+        if self._objective is not None:
+            if self._objective.xla:
+                compiled, plain = f"forward, backward, metrics, {compiled}", f"optimizer update, {plain}"
+            else:
+                plain = f"forward, backward, metrics, optimizer update, {plain}"
+        return f"compiled with XLA: {compiled}; not compiled: {plain}"
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Every metric, so that Keras resets them all between epochs."""
+        return super().metrics + ([] if self._objective is None else self._objective.token_metrics)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """What `compile` was given, so that a loaded model trains on in the same way."""
+        return self._compile_arguments if self.compiled else {}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded model as the saved one was."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One step of training; called by `fit`."""
+        x, y, sample_weight = _unpack(data)
+        results, gradients = self._objective.forward_backward(x, y, sample_weight)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return self._update_metrics(y, sample_weight, results)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """One step of evaluation; called by `evaluate`, and by `fit` for validation data."""
+        x, y, sample_weight = _unpack(data)
+        return self._update_metrics(y, sample_weight, self._objective.forward(x, y, sample_weight))
+
+    def _gradients(self, x: Any, y: Any, sample_weight: Any) -> tuple[dict[str, Any], list[Any]]:
+        with tf.GradientTape() as tape:
+            results = self._evaluate(x, y, sample_weight, training=True)
+            loss = self.optimizer.scale_loss(results["loss"])
+        gradients = tape.gradient(loss, self.trainable_weights)
+        # Embedding gradients come as slices, which cannot leave a compiled function.
+        return results, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    def _evaluate(self, x: Any, y: Any, sample_weight: Any, training: bool = False) -> dict[str, Any]:
+        """Loss, number of real tokens, and what the metrics need: runs compiled."""
+        logits = self(x, training=training)
+        loss = self._objective.loss(y, logits, sample_weight=sample_weight)
+        for penalty in self.losses:
+            loss += ops.cast(penalty, loss.dtype)
+        return {
+            "loss": loss,
+            "tokens": ops.sum(ops.cast(ops.not_equal(y, PAD_ID), "float32")),
+            "statistics": [metric.statistics(y, logits) for metric in self._objective.token_metrics],
+            "logits": logits if self._objective.needs_logits else None,
+        }
+
+    def _update_metrics(self, y: Any, sample_weight: Any, results: dict[str, Any]) -> dict[str, Any]:
+        # Weighted, so that an epoch's loss is the mean over its tokens, however batches share them.
+        self._loss_tracker.update_state(results["loss"], sample_weight=results["tokens"])
+        for metric, sums in zip(self._objective.token_metrics, results["statistics"], strict=True):
+            metric.update_from_statistics(sums)
+        if self._objective.needs_logits:
+            self._compile_metrics.update_state(y, results["logits"], sample_weight)
+        return self.get_metrics_result()
+
+    # === Search ===
+
+    def generate(
+        self,
+        source: Any,
+        *,
+        max_length: int,
+        limits: Any = None,
+        forced_prefix: Any = None,
+        beams: int = 1,
+        n_best: int = 1,
+        length_penalty: float = 0.0,
+        coverage_penalty: float = 0.0,
+        min_length: int = 0,
+        return_attention: bool = False,
+    ) -> dict[str, Any]:
+        """Decodes a source batch, compiled with XLA once per input shape and setting.
+
+        Args:
+            source: What the encoder reads, e.g. int (B, S).
+            max_length: Most tokens of any hypothesis, without the end token.
+            limits: int (B,), most tokens for each source; `max_length` for all if None.
+            forced_prefix: int (B, P), the first tokens of each output, padded with 0, or None.
+            beams: Hypotheses kept; 1 is greedy search.
+            n_best: Hypotheses returned, at most `beams`.
+            length_penalty: alpha of `search.beam`.
+            coverage_penalty: beta of `search.beam`.
+            min_length: Least tokens, without the end token.
+            return_attention: Whether the attention of the returned hypotheses is returned.
+
+        Returns:
+            What `search.beam` returns: "tokens", "scores", "log_probabilities", "lengths", "attention".
+
+        Raises:
+            ValueError: If n_best or beams is out of range.
+        """
+        if beams < 1 or not 1 <= n_best <= beams:
+            raise ValueError(
+                f"generate: expected beams of at least 1 and n_best from 1 to beams, received beams={beams} "
+                f"and n_best={n_best}"
+            )
+        settings = {
+            "max_length": max_length,
+            "length_penalty": length_penalty,
+            "coverage_penalty": coverage_penalty,
+            "min_length": min_length,
+            "return_attention": return_attention,
+        }
+        if beams > 1:
+            settings |= {"beams": beams, "n_best": n_best}
+        key = tuple(settings.items())
+        if key not in self._searches:
+            self._searches[key] = tf.function(
+                functools.partial(self._search, settings), jit_compile=True, autograph=False
+            )
+        return self._searches[key](source, limits, forced_prefix)
+
+    def _search(
+        self, settings: dict[str, Any], source: Any, limits: Any, forced_prefix: Any
+    ) -> dict[str, Any]:
+        memory = self.encoder(source, training=False)
+        prepared = self.decoder.prepare(memory)
+        state = self.decoder.initial_state(prepared, settings.get("beams", 1))
+        decode = search.beam if "beams" in settings else search.greedy
+        return decode(
+            lambda token, state: self.decoder.step(token, state, prepared),
+            state,
+            batch_size=ops.shape(memory["mask"])[0],
+            limits=limits,
+            forced_prefix=forced_prefix,
+            source_mask=memory["mask"],
+            **settings,
+        )
+
+    # === Saving ===
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates every weight by running once on the smallest input."""
+        if not self.built:
+            ids = ops.ones((1, 1), "int32")
+            self({"source": ids, "target": ids})
+        self.built = True
+
+    def get_build_config(self) -> dict[str, Any]:
+        """Nothing: the configuration alone determines every weight's shape."""
+        return {}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Creates the weights of a loaded model."""
+        self.build()
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the dropout generators, which Keras leaves out, so that training resumes exactly."""
+        for index, generator in enumerate(self._dropout_generators()):
+            store[f"dropout_generator_{index}"] = ops.convert_to_numpy(generator.state)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Restores the dropout generators."""
+        for index, generator in enumerate(self._dropout_generators()):
+            generator.state.assign(store[f"dropout_generator_{index}"])
+
+    def _dropout_generators(self) -> list[keras.random.SeedGenerator]:
+        return [generator for layer in self._flatten_layers() for generator in layer._seed_generators]
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "decoder": keras.saving.serialize_keras_object(self.decoder),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "EncoderDecoder":
+        """Builds the model from its configuration."""
+        return cls(**{name: _deserialize(value) for name, value in config.items()})
+
+
+class _Objective:
+    """What `compile` sets up; a plain object, so that Keras does not track it as part of the model."""
+
+    def __init__(
+        self, loss: keras.losses.Loss, token_metrics: list[TokenMetric], needs_logits: bool, xla: bool
+    ) -> None:
+        self.loss = loss
+        # Our metrics are sums, made inside the compiled function; only others need the logits.
+        self.token_metrics = token_metrics
+        self.needs_logits = needs_logits
+        self.xla = xla
+        self.forward_backward = None
+        self.forward = None
+
+
+def _unpack(data: Any) -> tuple[Any, Any, Any]:
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if not isinstance(x, dict) or not {"source", "target"} <= set(x) or y is None:
+        raise ValueError(
+            'fit: expected batches of ({"source": ..., "target": ...}, labels), received '
+            f"{keras.tree.map_structure(lambda t: (t.shape, t.dtype), data)}"
+        )
+    return x, y, sample_weight
+
+
+def _deserialize(value: Any) -> Any:
+    return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) and "class_name" in value else value

@@ -1,0 +1,164 @@
+"""Named compositions, as plain data: reading this file is enough to know what each name builds.
+
+`encoder` and `decoder` hold the constructor arguments of the class they name; vocabulary sizes come
+from the tokenizers. Names that end in `_paper` have the published size, the others train on a CPU.
+"""
+
+import copy
+import dataclasses
+import difflib
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A named composition.
+
+    Attributes:
+        name: What `from_preset` takes.
+        description: One sentence for listings.
+        encoder: {"class": name of an encoder in `attention_zoo.models`, **arguments}.
+        decoder: The same for the decoder; its "attention" is {"class": name of a layer in
+            `attention_zoo.layers`, **arguments} or None.
+        reference: The paper.
+    """
+
+    name: str
+    description: str
+    encoder: dict[str, Any]
+    decoder: dict[str, Any]
+    reference: str
+
+
+_BAHDANAU = "Bahdanau, Cho and Bengio 2015, arXiv:1409.0473"
+_LUONG = "Luong, Pham and Manning 2015, arXiv:1508.04025"
+_CHO = "Cho et al. 2014, arXiv:1406.1078"
+
+_ENCODER = {"class": "RNNEncoder", "embedding_dim": 256, "units": 256, "dropout": 0.2}
+_DECODER = {"class": "RNNDecoder", "embedding_dim": 256, "units": 256, "dropout": 0.2, "tie_embeddings": True}
+
+# Luong et al. stack four one-directional LSTM layers of 1000 units; the small size keeps one layer,
+# read in both directions.
+_LUONG_ENCODER_PAPER = {
+    "class": "RNNEncoder",
+    "embedding_dim": 1000,
+    "units": 1000,
+    "layers": 4,
+    "cell": "lstm",
+    "bidirectional": False,
+    "dropout": 0.2,
+}
+_LUONG_DECODER_PAPER = {
+    "class": "RNNDecoder",
+    "embedding_dim": 1000,
+    "units": 1000,
+    "layers": 4,
+    "cell": "lstm",
+    "query_state": "current",
+    "dropout": 0.2,
+}
+
+
+def _luong(score: str) -> list[Preset]:
+    # The dot score needs states as wide as the annotations: two directions of half the width.
+    attention = {"class": "LuongAttention", "score": score}
+    small, paper = dict(attention), dict(attention)
+    if score == "concat":
+        small["units"], paper["units"] = 256, 1000
+    return [
+        Preset(
+            name=f"luong_{score}",
+            description=f"LSTM with Luong's {score} attention after the state and input feeding, CPU size",
+            encoder={**_ENCODER, "cell": "lstm", "units": 128},
+            decoder={**_DECODER, "cell": "lstm", "query_state": "current", "attention": small},
+            reference=_LUONG,
+        ),
+        Preset(
+            name=f"luong_{score}_paper",
+            description=f"LSTM with Luong's {score} attention after the state and input feeding, 4 x 1000",
+            encoder=_LUONG_ENCODER_PAPER,
+            decoder={**_LUONG_DECODER_PAPER, "attention": paper},
+            reference=_LUONG,
+        ),
+    ]
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in [
+        Preset(
+            name="seq2seq",
+            description="GRU encoder and decoder without attention, CPU size",
+            encoder={**_ENCODER, "bidirectional": False},
+            decoder={**_DECODER, "attention": None},
+            reference=_CHO,
+        ),
+        Preset(
+            name="seq2seq_paper",
+            description="GRU encoder and decoder without attention, 1000 units",
+            encoder={"class": "RNNEncoder", "embedding_dim": 620, "units": 1000, "bidirectional": False},
+            decoder={
+                "class": "RNNDecoder",
+                "embedding_dim": 620,
+                "units": 1000,
+                "readout_units": 500,
+                "readout_activation": "maxout",
+                "attention": None,
+            },
+            reference=_CHO,
+        ),
+        Preset(
+            name="bahdanau",
+            description="bidirectional GRU encoder, GRU decoder with additive attention, CPU size",
+            encoder=_ENCODER,
+            decoder={**_DECODER, "attention": {"class": "AdditiveAttention", "units": 256}},
+            reference=_BAHDANAU,
+        ),
+        Preset(
+            name="bahdanau_paper",
+            description="bidirectional GRU encoder, GRU decoder with additive attention, 1000 units",
+            encoder={"class": "RNNEncoder", "embedding_dim": 620, "units": 1000},
+            decoder={
+                "class": "RNNDecoder",
+                "embedding_dim": 620,
+                "units": 1000,
+                "readout_units": 500,
+                "readout_activation": "maxout",
+                "attention": {"class": "AdditiveAttention", "units": 1000},
+            },
+            reference=_BAHDANAU,
+        ),
+        *_luong("dot"),
+        *_luong("general"),
+        *_luong("concat"),
+    ]
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        ValueError: If there is none; the message lists the names and the nearest one.
+    """
+    if name not in PRESETS:
+        nearest = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}; received {name!r}.{hint}")
+    return PRESETS[name]
+
+
+def override(arguments: dict[str, Any], changes: dict[str, Any] | None) -> dict[str, Any]:
+    """The arguments of an encoder or decoder with some of them changed.
+
+    Args:
+        arguments: As a preset holds them.
+        changes: Arguments to replace; a dict under "attention" changes that layer's arguments.
+    """
+    merged = copy.deepcopy(arguments)
+    for name, value in (changes or {}).items():
+        if name == "attention" and isinstance(value, dict) and merged.get("attention"):
+            merged["attention"] = {**merged["attention"], **value}
+        else:
+            merged[name] = value
+    return merged

@@ -1,0 +1,78 @@
+"""Folders that are both: a SavedModel to serve, and a Keras model to train on."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+# Keras finds classes by their registered names, so whatever a saved model may hold is imported here.
+from attention_zoo.layers import additive_attention, luong_attention  # noqa: F401
+from attention_zoo.models import (  # noqa: F401
+    rnn_decoder,
+    rnn_encoder,
+    sentencepiece_tokenizer,
+    translator,
+    whitespace_tokenizer,
+)
+
+# TensorFlow copies what lies in assets.extra along with a SavedModel and does not look at it.
+KERAS_FILE = pathlib.PurePath("assets.extra", "model.keras")
+
+
+def load(path: str | os.PathLike) -> Any:
+    """Loads a model to go on training, translate or export.
+
+    Args:
+        path: A folder that `export` wrote, or a `.keras` file that `save` wrote.
+
+    Returns:
+        The model, compiled if the saved one was, optimizer state included.
+
+    Raises:
+        FileNotFoundError: If there is nothing at `path`.
+        ValueError: If what is there is no model of this library, or is damaged.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"load: expected a model folder or a .keras file, found nothing at {path}")
+    file = path / KERAS_FILE if path.is_dir() else path
+    if not file.exists():
+        raise ValueError(
+            f"load: expected a folder written by export() with {KERAS_FILE} in it, received {path}; a "
+            "SavedModel of another origin can be served with tf.saved_model.load, not trained"
+        )
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"load: expected {file} to be a whole .keras file (a zip archive); it is damaged")
+    try:
+        return keras.saving.load_model(file)
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"load: {file} could not be read as a model: {error}") from error
+
+
+@contextlib.contextmanager
+def written_whole(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A folder to write into, renamed to `folder` when all is written and removed if that fails.
+
+    Raises:
+        FileExistsError: If `folder` exists and is not empty.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"export: expected a folder that does not exist yet or is empty, received {folder}; "
+            "choose another or remove it first"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

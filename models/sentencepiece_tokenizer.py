@@ -1,0 +1,195 @@
+"""Sub-words learned by SentencePiece."""
+
+import io
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import keras
+import sentencepiece
+import tensorflow as tf
+
+from attention_zoo.models.tokenizer import (
+    END_ID,
+    PAD_ID,
+    SPECIAL_PIECES,
+    START_ID,
+    UNKNOWN_ID,
+    Tokenizer,
+    training_texts,
+)
+
+logger = logging.getLogger("attention_zoo")
+
+_FILE = "sentencepiece.model"
+_IDS = {"pad_id": PAD_ID, "bos_id": START_ID, "eos_id": END_ID, "unk_id": UNKNOWN_ID}
+
+
+@keras.saving.register_keras_serializable(package="attention_zoo")
+class SentencePieceTokenizer(Tokenizer):
+    """Cuts raw text into sub-words that were learned from text; any language, no pre-tokenization.
+
+    Text is normalized, each space becomes the character "▁", and the most probable (unigram) or the merged
+    (BPE) pieces are found. Putting the pieces together gives back the normalized text. Learned with the
+    sentencepiece package, applied in the graph by tensorflow_text.
+
+    Args:
+        model: A serialized SentencePiece model whose special ids are 0 to 3 (padding, start, end, unknown), as
+            `train` makes it. None makes an empty tokenizer, which loading a saved model fills.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If `model` is damaged, or numbers its special ids otherwise.
+        ImportError: If tensorflow_text is not installed.
+
+    Example:
+        >>> texts = ["the cat sat", "the dog sat", "the cat ran"]
+        >>> tokenizer = SentencePieceTokenizer.train(texts, vocabulary_size=20)
+        >>> ids = tokenizer.tokenize(["the cat ran"])
+        >>> tokenizer.detokenize(ids.to_tensor()).numpy()[0]
+        b'the cat ran'
+
+    Reference:
+        Kudo and Richardson 2018, "SentencePiece: A simple and language independent subword tokenizer and
+        detokenizer for Neural Text Processing".
+    """
+
+    def __init__(self, model: bytes | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model = None
+        if model is not None:
+            self._set_model(model)
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str | os.PathLike],
+        vocabulary_size: int,
+        *,
+        model_type: Literal["unigram", "bpe", "char"] = "unigram",
+        normalization: Literal["nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity"] = "nmt_nfkc",
+        character_coverage: float = 1.0,
+        split_digits: bool = False,
+    ) -> "SentencePieceTokenizer":
+        """Learns sub-words. The same texts give the same tokenizer.
+
+        Args:
+            texts: Texts, or paths (`pathlib.Path`) of text files, plain or `.gz`, one text per line.
+            vocabulary_size: Number of pieces to learn, the four special ones included. If the texts do not
+                support so many, there are fewer, and the log says so.
+            model_type: "unigram" (a language model over pieces), "bpe" (merges of frequent pairs) or "char".
+            normalization: Unicode normalization: "nfkc", with more white space unified ("nmt_nfkc"), with case
+                folded ("..._cf"), or "identity" for text that is normalized already.
+            character_coverage: Share of the characters in the texts that the pieces must cover; rarer ones
+                become unknown. 0.9995 suits languages with thousands of characters.
+            split_digits: Whether each digit is a piece of its own.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            ValueError: If there is no text, or the vocabulary is smaller than the number of characters.
+            FileNotFoundError: If a file is missing.
+        """
+        trained = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=training_texts(texts),
+                model_writer=trained,
+                vocab_size=vocabulary_size,
+                model_type=model_type,
+                normalization_rule_name=normalization,
+                character_coverage=character_coverage,
+                split_digits=split_digits,
+                hard_vocab_limit=False,
+                max_sentence_length=1_000_000,  # bytes; longer texts would be left out in silence
+                unk_surface="⁇",  # the default has spaces around it
+                minloglevel=2,  # errors only: each of them is raised anyway
+                pad_piece=SPECIAL_PIECES[PAD_ID],
+                bos_piece=SPECIAL_PIECES[START_ID],
+                eos_piece=SPECIAL_PIECES[END_ID],
+                unk_piece=SPECIAL_PIECES[UNKNOWN_ID],
+                **_IDS,
+            )
+        except RuntimeError as error:
+            raise ValueError(_explain(error, vocabulary_size)) from None
+        tokenizer = cls(trained.getvalue())
+        if tokenizer.vocabulary_size < vocabulary_size:
+            logger.warning(
+                "SentencePieceTokenizer: the texts support only %d pieces, not %d.",
+                tokenizer.vocabulary_size,
+                vocabulary_size,
+            )
+        return tokenizer
+
+    def save_assets(self, folder: str) -> None:
+        """Writes the model file; Keras calls this when it saves a model."""
+        self._require_pieces()
+        pathlib.Path(folder, _FILE).write_bytes(self.model)
+
+    def load_assets(self, folder: str) -> None:
+        """Reads the model file; Keras calls this when it loads a model."""
+        self._set_model(pathlib.Path(folder, _FILE).read_bytes())
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, but not the model: that is an asset."""
+        return {**super().get_config(), "model": None}
+
+    def _set_model(self, model: bytes) -> None:
+        processor = _load(model)
+        try:
+            import tensorflow_text
+        except ImportError as error:
+            raise ImportError(
+                "SentencePieceTokenizer: expected tensorflow_text to be installed; pip install tensorflow-text "
+                f"(it has no wheels for Windows and some other platforms): {error}"
+            ) from error
+        self.model = model
+        self._set_pieces([processor.id_to_piece(i) for i in range(processor.vocab_size())])
+        with tf.init_scope():  # as in _set_pieces
+            self._sub_words = tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32)
+
+    def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        return self._sub_words.tokenize(texts)
+
+    def _join(self, ids: tf.RaggedTensor) -> tf.Tensor:
+        return self._sub_words.detokenize(ids)
+
+
+def _load(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    """Parses a model and checks its special ids."""
+    if not isinstance(model, bytes):
+        raise ValueError(
+            f"SentencePieceTokenizer: expected the bytes of a model, received {type(model).__name__}; read the "
+            "file with pathlib.Path(...).read_bytes()"
+        )
+    if not model:  # the package would accept it
+        raise ValueError("SentencePieceTokenizer: expected a SentencePiece model, received 0 bytes")
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError:
+        raise ValueError(
+            f"SentencePieceTokenizer: expected a SentencePiece model, received {len(model)} bytes that are none, "
+            "or are damaged"
+        ) from None
+    received = {name: getattr(processor, name)() for name in _IDS}
+    if received != _IDS:
+        raise ValueError(
+            f"SentencePieceTokenizer: expected a model with {_IDS}, received one with {received}; train it with "
+            "SentencePieceTokenizer.train"
+        )
+    return processor
+
+
+def _explain(error: RuntimeError, vocabulary_size: int) -> str:
+    """Says in our terms what the trainer did not like."""
+    characters = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+    if characters:
+        return (
+            f"SentencePieceTokenizer: expected vocabulary_size >= {characters[1]} (the characters of the texts and "
+            f"four special pieces), received {vocabulary_size}; raise it, or lower character_coverage"
+        )
+    return f"SentencePieceTokenizer: training failed with vocabulary_size={vocabulary_size}: {error}"

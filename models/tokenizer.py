@@ -1,0 +1,183 @@
+"""Text to token ids and back: what all tokenizers share."""
+
+import gzip
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+PAD_ID = 0
+START_ID = 1
+END_ID = 2
+UNKNOWN_ID = 3
+
+# How the special ids are written in vocabularies and pictures.
+SPECIAL_PIECES = ("<pad>", "<s>", "</s>", "<unk>")
+
+
+class Tokenizer(keras.layers.Layer):
+    """Base of the tokenizers: text to ids, ids to text, in the TensorFlow graph.
+
+    A tokenizer runs in eager mode, in `tf.data`, in `tf.function` and in a SavedModel. It has no weights. It
+    is a layer so that a model that holds one saves its vocabulary as an asset of the `.keras` file: the
+    configuration leaves the vocabulary out. Ids 0 to 3 have the same meaning everywhere: padding, start,
+    end and unknown.
+
+    A subclass defines `_split` and `_join`, hands its pieces (the token strings, in the order of their ids,
+    special ones first) to `_set_pieces`, and writes and reads them in `save_assets` and `load_assets`.
+
+    Args:
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.built = True
+        self._piece_strings: tf.Tensor | None = None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, special ones included."""
+        return int(self._require_pieces().shape[0])
+
+    def tokenize(self, texts: Any) -> tf.RaggedTensor:
+        """Cuts texts into tokens. No special ids are added.
+
+        Args:
+            texts: string (B,), UTF-8. Bytes that are no UTF-8 become unknown tokens, never an error.
+
+        Returns:
+            int32 ragged (B, None); a row is empty if its text is.
+
+        Raises:
+            ValueError: If `texts` is no vector of strings.
+        """
+        self._require_pieces()
+        try:
+            texts = tf.convert_to_tensor(texts, tf.string)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{type(self).__name__}: expected a string tensor or a list of strings, received {texts!r}"
+            ) from None
+        if texts.shape.rank != 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected strings of shape (B,), received shape {texts.shape}; "
+                "put a single text into a list"
+            )
+        return self._split(texts)
+
+    def detokenize(self, ids: Any) -> tf.Tensor:
+        """Puts tokens together to text.
+
+        Padding, start and everything from the first end on is left out. Unknown tokens stay visible.
+
+        Args:
+            ids: int (B, L).
+
+        Returns:
+            string (B,).
+        """
+        self._require_pieces()
+        ids = tf.cast(ids, tf.int32)
+        ended = tf.cumsum(tf.cast(ids == END_ID, tf.int32), axis=1) > 0  # (B, L)
+        real = ~ended & (ids != PAD_ID) & (ids != START_ID)
+        return self._join(tf.ragged.boolean_mask(ids, real))
+
+    def pieces(self, ids: Any) -> tf.Tensor:
+        """Names every token, for pictures.
+
+        Args:
+            ids: int (B, L).
+
+        Returns:
+            string (B, L): "" for padding, "<s>" for the start, "</s>" for the end, "<unk>" for unknown tokens.
+        """
+        return tf.gather(self._require_pieces(), ids)
+
+    def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """string (B,) -> int32 ragged (B, None)."""
+        raise NotImplementedError
+
+    def _join(self, ids: tf.RaggedTensor) -> tf.Tensor:
+        """int32 ragged (B, None) without special ids, except unknown -> string (B,)."""
+        raise NotImplementedError
+
+    def _set_pieces(self, pieces: list[str]) -> None:
+        """Takes the strings of all ids, in order."""
+        with tf.init_scope():  # an eager tensor, wherever the tokenizer is made: all graphs may use it
+            self._piece_strings = tf.constant(["", *pieces[1:]])  # padding has no name in a picture
+
+    def _require_pieces(self) -> tf.Tensor:
+        if self._piece_strings is None:
+            raise ValueError(
+                f"{type(self).__name__}: expected a vocabulary, received none yet; make the tokenizer with "
+                f"{type(self).__name__}.train(...), or load the model that holds it"
+            )
+        return self._piece_strings
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    r"""Reads a text file, plain or gzipped (`.gz`), UTF-8, with or without byte order mark.
+
+    Lines end at "\n" and nowhere else: other separators, such as U+2028, may stand inside a sentence, and
+    would put the two files of a parallel corpus out of step.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The lines, without white space at their ends.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is empty, is not UTF-8, or is a damaged gzip file.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a text file, found none")
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, ValueError) as error:
+            raise ValueError(f"{path}: expected a gzip file, received a damaged one ({error})") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}: expected UTF-8 text, received byte 0x{data[error.start]:02x} in line {line}; convert "
+            "the file to UTF-8"
+        ) from None
+    if not text:
+        raise ValueError(f"{path}: expected text, received an empty file")
+    return [line.rstrip() for line in text.removesuffix("\n").split("\n")]
+
+
+def training_texts(texts: Iterable[str | os.PathLike]) -> Iterator[str]:
+    """The texts that a vocabulary is learned from, one by one.
+
+    Args:
+        texts: Strings; each path (`pathlib.Path`) among them stands for the lines of that file.
+
+    Yields:
+        Texts that are not blank.
+
+    Raises:
+        ValueError: If `texts` is not such an iterable, or holds no text at all.
+    """
+    if isinstance(texts, str | bytes | os.PathLike):
+        raise ValueError(f"train: expected an iterable of texts or paths, received {texts!r}; put it into a list")
+    found = False
+    for item in texts:
+        if not isinstance(item, str | os.PathLike):
+            raise ValueError(f"train: expected texts (str) or files (pathlib.Path), received {item!r}")
+        for text in read_lines(item) if isinstance(item, os.PathLike) else [item]:
+            if text.strip():
+                found = True
+                yield text
+    if not found:
+        raise ValueError("train: expected texts to learn a vocabulary from, received none, or only blank ones")

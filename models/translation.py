@@ -1,0 +1,63 @@
+"""What a translator returns for one sentence."""
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# Not compared by value: `==` of two arrays is an array.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Translation:
+    """One translated sentence, with what the model looked at.
+
+    Args:
+        text: The translation.
+        score: Log-probability of the tokens, with the penalties the search was asked for.
+        tokens: The T target tokens, the end token "</s>" included.
+        source_tokens: The S source tokens.
+        attention: float (T, S): row t is where the model looked while it wrote token t. None if it was
+            not asked for, or if the model has no attention.
+        alternatives: The next best translations, best first.
+
+    Example:
+        >>> attention = np.array([[0.9, 0.1], [0.2, 0.8]])
+        >>> translation = Translation("Hallo", -0.1, ["Hallo", "</s>"], ["hello", "</s>"], attention)
+        >>> figure = translation.plot()
+    """
+
+    text: str
+    score: float
+    tokens: list[str]
+    source_tokens: list[str]
+    attention: np.ndarray | None = None
+    alternatives: list["Translation"] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def plot(self, path: str | os.PathLike[str] | None = None, title: str | None = None) -> "Figure":
+        """Draws the attention as a heat map; see `attention_zoo.models.plotting.plot_attention`.
+
+        Args:
+            path: File to write (.png, .pdf or .svg); None writes nothing.
+            title: Line above the picture.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ValueError: If there is no attention to draw.
+        """
+        from attention_zoo.models.plotting import plot_attention
+
+        if self.attention is None:
+            raise ValueError(
+                "Translation.plot: expected attention weights, received None; ask for them with "
+                "translate(..., return_attention=True), and use a model that has attention."
+            )
+        return plot_attention(self.attention, self.source_tokens, self.tokens, path=path, title=title)

@@ -1,0 +1,236 @@
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from attention_zoo._version import __version__
+from attention_zoo.models.presets import PRESETS
+from attention_zoo.training import cli
+from attention_zoo.training.recipe import built_in_recipes
+
+runner = CliRunner()
+
+
+class FakeTranslation:
+    """What the commands read of a Translation."""
+
+    def __init__(self, text, alternatives=()):
+        self.text, self.score = text, -0.5
+        self.tokens, self.source_tokens = text.split(), ["s"]
+        self.alternatives = list(alternatives)
+
+    def plot(self, path):
+        pathlib.Path(path).write_bytes(b"picture")
+
+
+class FakeTranslator:
+    """Upper-cases, and remembers what it was asked."""
+
+    def translate(self, texts, **settings):
+        self.settings = settings
+        if isinstance(texts, str):
+            return FakeTranslation(texts.upper())
+        worse = settings.get("n_best", 1) - 1
+        return [FakeTranslation(text.upper(), [FakeTranslation(text)] * worse) for text in texts]
+
+    def export(self, folder, **settings):
+        self.settings = settings
+        pathlib.Path(folder).mkdir()
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A folder that looks like a SavedModel and loads as a FakeTranslator."""
+    folder = tmp_path / "runs" / "small" / "model"
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    fake = FakeTranslator()
+    fake.folder = folder
+    monkeypatch.setattr(cli, "_load", lambda path: fake)
+    return fake
+
+
+def run(*arguments, **options):
+    return runner.invoke(cli.app, [str(argument) for argument in arguments], **options)
+
+
+def test_version():
+    assert run("--version").output.strip() == f"attention-zoo {__version__}"
+
+
+def test_help_names_all_commands():
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in ("train", "translate", "evaluate", "plot", "export", "presets", "recipes"):
+        assert command in result.output
+
+
+def test_presets():
+    result = run("presets")
+    assert result.exit_code == 0
+    assert all(name in result.output for name in PRESETS)
+
+
+def test_recipes():
+    result = run("recipes")
+    assert result.exit_code == 0
+    assert all(name in result.output for name in built_in_recipes())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["presets"], ["recipes"], ["train", "datez"], ["train", "dates", "training.epocs=1"]],
+)
+def test_starts_without_tensorflow(arguments):
+    code = f"""
+import sys
+from attention_zoo.training import cli
+sys.argv = ["attention-zoo", *{arguments!r}]
+try:
+    cli.main()
+finally:
+    assert "tensorflow" not in sys.modules and "keras" not in sys.modules, "imported"
+"""
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "imported" not in result.stderr
+    assert "Traceback" not in result.stderr
+    assert time.perf_counter() - start < 3  # generous: about 0.5 s, where importing TensorFlow takes 4
+
+
+def test_train_refuses_before_training(monkeypatch):
+    result = run("train", "dates", "training.epocs=1")
+    assert result.exit_code == 2
+    assert "Did you mean 'epochs'?" in result.stderr
+    assert result.stdout == ""
+
+
+def test_train_unknown_recipe():
+    result = run("train", "multi30k")
+    assert result.exit_code == 2
+    assert "multi30k_en_de_bahdanau" in result.stderr
+
+
+def test_train_missing_data(tmp_path):
+    result = run("train", "multi30k_en_de_seq2seq", f"data.folder={tmp_path}")
+    assert result.exit_code == 2
+    assert "data.folder=FOLDER" in result.stderr
+
+
+def test_debug_shows_the_traceback():
+    result = run("--debug", "train", "datez")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+
+
+def test_translate(model):
+    result = run("translate", "--model", model.folder, "ein haus", "zwei")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "EIN HAUS\nZWEI\n"
+
+
+@pytest.mark.parametrize("name", ["small", "runs/small", "runs/small/model"])
+def test_model_by_name_or_folder(model, name):
+    assert run("translate", "--model", name, "a").stdout == "A\n"
+
+
+def test_translate_standard_input_keeps_lines(model):
+    result = run("translate", "--model", "small", input="a\n\nb c\n")
+    assert result.stdout == "A\n\nB C\n"
+
+
+def test_translate_options_reach_the_model(model):
+    run("translate", "--model", "small", "--beams", 3, "--n-best", 2, "--length-penalty", 0.5, "a")
+    assert model.settings == {"beams": 3, "n_best": 2, "length_penalty": 0.5}
+
+
+def test_translate_n_best(model):
+    result = run("translate", "--model", "small", "--n-best", 2, "a", "b")
+    assert result.stdout == "0\t-0.5000\tA\n0\t-0.5000\ta\n1\t-0.5000\tB\n1\t-0.5000\tb\n"
+
+
+def test_translate_json(model):
+    result = run("translate", "--model", "small", "--format", "json", "--n-best", 2, "é", "b")
+    first, second = (json.loads(line) for line in result.stdout.splitlines())
+    assert first["source"] == "é"
+    assert first["translations"][0] == {"text": "É", "score": -0.5, "tokens": ["É"]}
+    assert len(second["translations"]) == 2
+
+
+def test_translate_n_best_needs_beams(model):
+    result = run("translate", "--model", "small", "--beams", 2, "--n-best", 3, "a")
+    assert result.exit_code == 2
+    assert "raise --beams" in result.stderr
+
+
+def test_unknown_model(model):
+    result = run("translate", "--model", "smal", "a")
+    assert result.exit_code == 2
+    assert "small" in result.stderr and "Traceback" not in result.output
+
+
+def test_plot(model, tmp_path):
+    result = run("plot", "--model", "small", "a b", "--output", tmp_path / "a.png")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.png").read_bytes() == b"picture"
+    assert model.settings["return_attention"] is True
+
+
+def test_export(model, tmp_path):
+    result = run("export", "--model", "small", tmp_path / "new", "--beams", 2)
+    assert result.exit_code == 0, result.output
+    assert model.settings["beams"] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("told plainly"), 2),
+        (FileNotFoundError("told plainly"), 2),
+        (FileExistsError("told plainly"), 2),
+        (ImportError("told plainly"), 1),
+        (OSError("told plainly"), 1),
+        (RuntimeError("told plainly"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_errors_are_one_message_and_an_exit_code(model, monkeypatch, error, code):
+    def fail(*arguments, **settings):
+        raise error
+
+    monkeypatch.setattr(model, "translate", fail)
+    result = run("translate", "--model", "small", "a")
+    assert result.exit_code == code
+    assert result.stderr == ("Interrupted.\n" if code == 130 else "Error: told plainly\n")
+
+
+def test_evaluate(model, tmp_path):
+    pytest.importorskip("sacrebleu")
+    (tmp_path / "source").write_text("the cat sat on the mat\n")
+    (tmp_path / "reference").write_text("THE CAT SAT ON THE MAT\n")
+    arguments = ["evaluate", "--model", "small", "--source", "source", "--reference", "reference"]
+    plain = run(*arguments)
+    assert plain.exit_code == 0, plain.output
+    assert "BLEU" in plain.stdout and "chrF" in plain.stdout and "100.00" in plain.stdout
+    assert "tok:13a" in plain.stdout and "tok:none" not in plain.stdout
+    tokenized = run(*arguments, "--tokenized")
+    assert "tok:13a" in tokenized.stdout and "tok:none" in tokenized.stdout
+
+
+def test_evaluate_mismatched_files(model, tmp_path):
+    (tmp_path / "source").write_text("a\nb\n")
+    (tmp_path / "reference").write_text("a\n")
+    result = run("evaluate", "--model", "small", "--source", "source", "--reference", "reference")
+    assert result.exit_code == 2
+    assert "2" in result.stderr and "1" in result.stderr
+
+
+def test_evaluate_missing_file(model):
+    result = run("evaluate", "--model", "small", "--source", "nowhere", "--reference", "nowhere")
+    assert result.exit_code == 2
+    assert "nowhere" in result.stderr

@@ -1,0 +1,17 @@
+"""Data pipelines, callbacks, evaluation, recipes and the command line."""
+
+from attention_zoo._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "ParallelText": "text_data",
+        "TranslationBatches": "batching",
+        "generated_dates": "generated_dates",
+        "callbacks": "callbacks",
+        "evaluate_translations": "evaluation",
+        "bleu_by_length": "evaluation",
+        "Recipe": "recipe",
+        "run": "run",
+    },
+)

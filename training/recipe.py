@@ -1,0 +1,385 @@
+"""Recipes: one YAML file describes one training, and is checked completely before anything starts.
+
+No TensorFlow here, so that a wrong key is reported at once.
+"""
+
+import difflib
+import importlib.resources
+import importlib.util
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+from attention_zoo.models.presets import PRESETS
+
+Count = Annotated[int, pydantic.Field(gt=0)]
+Positive = Annotated[float, pydantic.Field(gt=0)]
+NonNegative = Annotated[float, pydantic.Field(ge=0)]
+Rate = Annotated[float, pydantic.Field(ge=0, lt=1)]
+# YAML has lists only; the two sides of a parallel corpus are a pair.
+FilePair = Annotated[tuple[str, str], pydantic.Field(strict=False)]
+
+
+# What a recipe may change in the attention of a preset: arguments of the layers of that name.
+ATTENTION_ARGUMENTS = {
+    "AdditiveAttention": ("units", "normalize", "dropout", "seed"),
+    "LuongAttention": ("score", "units", "scale", "dropout", "seed"),
+}
+
+
+class Settings(pydantic.BaseModel):
+    """Base of all parts of a recipe: unknown keys are refused, values keep their YAML type."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        # extra="forbid" would refuse them too, but without saying which keys exist.
+        if isinstance(values, dict):
+            for key in values:
+                check_choice("key", key, cls.model_fields)
+        return values
+
+
+class GeneratedDates(Settings):
+    """Dates as people write them -> ISO dates, generated on the fly."""
+
+    kind: Literal["generated_dates"]
+    training_count: Count
+    held_out_count: Count
+
+
+class TextFiles(Settings):
+    """Parallel text: line i of the source file is translated by line i of the target file."""
+
+    kind: Literal["text_files"]
+    folder: str = "."
+    training: FilePair
+    validation: FilePair
+    test: FilePair
+
+    def paths(self, part: Literal["training", "validation", "test"]) -> tuple[str, str]:
+        """Returns the source and the target path of one part."""
+        source, target = getattr(self, part)
+        return str(pathlib.Path(self.folder, source)), str(pathlib.Path(self.folder, target))
+
+
+class SentencePiece(Settings):
+    """Sub-words learned from the training text."""
+
+    kind: Literal["sentencepiece"]
+    model_type: Literal["unigram", "bpe", "char"] = "unigram"
+    vocabulary_size: Count
+    normalization: Literal["nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity"] = "nmt_nfkc"
+    split_digits: bool = False
+
+
+class Whitespace(Settings):
+    """Words between spaces, for text that is already tokenized."""
+
+    kind: Literal["whitespace"]
+    vocabulary_size: Count
+
+
+TokenizerSettings = Annotated[SentencePiece | Whitespace, pydantic.Field(discriminator="kind")]
+
+
+class Tokenizers(Settings):
+    """How the two sides are cut into tokens."""
+
+    joint: bool = False
+    source: TokenizerSettings
+    target: TokenizerSettings | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _joint_has_one(self) -> "Tokenizers":
+        if self.joint and self.target is not None:
+            raise ValueError(
+                "expected no 'target' together with 'joint: true' (one tokenizer serves both sides), "
+                "received both; remove one of them."
+            )
+        return self
+
+
+class Encoder(Settings):
+    """What to change in the encoder of a preset: arguments of `RNNEncoder`."""
+
+    embedding_dim: Count | None = None
+    units: Count | None = None
+    layers: Count | None = None
+    cell: Literal["gru", "lstm"] | None = None
+    bidirectional: bool | None = None
+    dropout: Rate | None = None
+
+
+class Decoder(Settings):
+    """What to change in the decoder of a preset: arguments of `RNNDecoder`."""
+
+    embedding_dim: Count | None = None
+    units: Count | None = None
+    attention: dict[str, Any] | None = None
+    query_state: Literal["previous", "current"] | None = None
+    layers: Count | None = None
+    cell: Literal["gru", "lstm"] | None = None
+    readout_units: Count | None = None
+    readout_activation: Literal["tanh", "maxout"] | None = None
+    tie_embeddings: bool | None = None
+    dropout: Rate | None = None
+
+
+class Model(Settings):
+    """A preset and what to change in it; what is not set stays as the preset says."""
+
+    preset: str
+    encoder: Encoder = Encoder()
+    decoder: Decoder = Decoder()
+
+    @pydantic.field_validator("preset")
+    @classmethod
+    def _known_preset(cls, preset: str) -> str:
+        check_choice("name", preset, PRESETS)
+        return preset
+
+    @pydantic.model_validator(mode="after")
+    def _attention_fits_preset(self) -> "Model":
+        changes, attention = self.decoder.attention or {}, PRESETS[self.preset].decoder["attention"]
+        if changes and not attention:
+            raise ValueError(
+                f"expected no decoder.attention, as preset {self.preset!r} has no attention, received "
+                f"{changes}; remove it, or take another preset."
+            )
+        for key in changes:
+            check_choice("key in decoder.attention", key, ATTENTION_ARGUMENTS[attention["class"]])
+        return self
+
+
+class Training(Settings):
+    """How the weights are learned."""
+
+    epochs: Count
+    batch_tokens: Count
+    peak_learning_rate: Positive
+    schedule: Literal["constant", "inverse_square_root"] = "inverse_square_root"
+    warmup_steps: Count = 400
+    label_smoothing: Rate = 0.0
+    clip_norm: Positive | None = None
+    keep: Literal["last", "best", "average"] = "last"
+    average_last: Count = 5
+    patience: Count | None = None
+
+
+class Search(Settings):
+    """How translations are searched for when the trained model is evaluated and exported."""
+
+    beams: Count = 1
+    length_penalty: NonNegative = 0.0
+
+
+class Evaluation(Settings):
+    """How held-out translations are scored."""
+
+    metric: Literal["exact_match", "bleu"]
+    tokenized: bool = False
+    by_length: bool = False
+
+
+class Recipe(Settings):
+    """One training, from data to score.
+
+    Example:
+        >>> from attention_zoo.training import Recipe
+        >>> Recipe.load("dates", ["training.epochs=1"]).training.epochs
+        1
+    """
+
+    name: Annotated[str, pydantic.Field(pattern=r"^[\w.-]+$")]
+    description: str
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 1
+    output: str | None = None
+    data: Annotated[GeneratedDates | TextFiles, pydantic.Field(discriminator="kind")]
+    tokenizers: Tokenizers
+    model: Model
+    training: Training
+    search: Search = Search()
+    evaluation: Evaluation
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Everything a run writes goes here: `output`, or `runs/<name>`."""
+        return pathlib.Path(self.output or f"runs/{self.name}")
+
+    @classmethod
+    def load(cls, recipe: str, overrides: Sequence[str] = ()) -> "Recipe":
+        """Reads and checks a recipe.
+
+        Args:
+            recipe: Name of a built-in recipe, or path of a YAML file.
+            overrides: Changes as `key=value` with dotted keys, such as `training.epochs=3`. Values are YAML.
+
+        Returns:
+            The recipe, completely checked except for its data files and modules (see `check_requirements`).
+
+        Raises:
+            FileNotFoundError: No such recipe.
+            ValueError: The YAML does not parse, or a key or a value is wrong.
+        """
+        values = _parse_yaml(recipe, _read(recipe))
+        if not isinstance(values, dict):
+            raise ValueError(f"{recipe}: expected a YAML mapping of keys, received {values!r}.")
+        for override in overrides:
+            _apply_override(values, override)
+        try:
+            return cls.model_validate(values)
+        except pydantic.ValidationError as error:
+            problems = "\n".join(f"  {_explain(problem, values)}" for problem in error.errors())
+            raise ValueError(f"Recipe {recipe!r} is not valid:\n{problems}") from None
+
+    def check_requirements(self) -> None:
+        """Looks, before hours are spent, for everything that the run will need at its end too.
+
+        Raises:
+            FileNotFoundError: A data file is missing.
+            ImportError: Something that scores or draws is not installed.
+        """
+        needed = []
+        if self.evaluation.metric == "bleu":
+            needed.append(("sacrebleu", "eval"))
+        if PRESETS[self.model.preset].decoder.get("attention"):
+            needed.append(("matplotlib", "plot"))
+        for module, extra in needed:
+            if importlib.util.find_spec(module) is None:
+                raise ImportError(
+                    f"Recipe {self.name!r}: expected {module}, received no such module; "
+                    f"pip install 'attention-zoo[{extra}]'."
+                )
+        if isinstance(self.data, TextFiles):
+            self._check_files(self.data)
+
+    def _check_files(self, data: TextFiles) -> None:
+        paths = [path for part in ("training", "validation", "test") for path in data.paths(part)]
+        missing = [path for path in paths if not pathlib.Path(path).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"Recipe {self.name!r}: expected its data files, received missing: {', '.join(missing)}. "
+                f"Paths are relative to the current folder ({pathlib.Path.cwd()}); point elsewhere with "
+                "data.folder=FOLDER."
+            )
+
+
+def built_in_recipes() -> dict[str, str]:
+    """Returns the recipes that come with the library: name -> YAML text."""
+    folder = importlib.resources.files("attention_zoo.training") / "recipes"
+    files = sorted(
+        (file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name
+    )
+    return {file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for file in files}
+
+
+def check_choice(what: str, received: Any, allowed: Iterable[str]) -> None:
+    """Raises a ValueError that lists the choices and the nearest one, unless `received` is among them."""
+    allowed = list(allowed)
+    if received not in allowed:
+        raise ValueError(
+            f"unknown {what}: expected one of {', '.join(allowed)}, received {received!r}."
+            + _nearest(str(received), allowed)
+        )
+
+
+def _nearest(received: str, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(received, list(allowed), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _read(recipe: str) -> str:
+    """Returns the YAML text of a built-in recipe or of a file."""
+    recipes = built_in_recipes()
+    if recipe in recipes:
+        return recipes[recipe]
+    path = pathlib.Path(recipe)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    raise FileNotFoundError(
+        f"Recipe: expected a YAML file or one of the built-in recipes ({', '.join(recipes)}), received "
+        f"{recipe!r}.{_nearest(recipe, recipes)}"
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: 1e-3 is a number, and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(where: str, text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: expected YAML, received text that does not parse: {error}") from None
+
+
+def _apply_override(values: dict, override: str) -> None:
+    """Sets one dotted key; parts on the way that are absent are created and checked later."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"Override: expected key=value such as training.epochs=3, received {override!r}.")
+    *parents, last = key.split(".")
+    inner = values
+    for depth, parent in enumerate(parents, start=1):
+        if inner.get(parent) is None:
+            inner[parent] = {}
+        inner = inner[parent]
+        if not isinstance(inner, dict):
+            path = ".".join(parents[:depth])
+            raise ValueError(
+                f"Override {override!r}: {path} is a single value ({inner!r}) and has no keys below it."
+            )
+    inner[last] = _parse_yaml(override, text)
+
+
+def _explain(problem: dict, values: dict) -> str:
+    """Turns one pydantic error into 'key: expected ..., received ...'."""
+    path = []
+    inner: Any = values
+    for part in problem["loc"]:  # names of union members stand in `loc` too, but are no keys
+        if isinstance(inner, dict) and part in inner:
+            path.append(part)
+            inner = inner[part]
+        elif isinstance(part, int):
+            path.append(str(part))
+    if problem["type"] == "missing":
+        path.append(problem["loc"][-1])
+    where = ".".join(path)
+    prefix = f"{where}: " if where else ""
+    received, context = problem["input"], problem.get("ctx", {})
+    if problem["type"] == "missing":
+        return f"{prefix}expected a value, received none; add the key."
+    if problem["type"] == "value_error":
+        return f"{prefix}{context['error']}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{prefix}expected the key 'kind', received {received!r}."
+    if problem["type"] == "union_tag_invalid":
+        tag, allowed = context["tag"], re.findall(r"'([^']*)'", context["expected_tags"])
+        return f"{prefix}expected kind: {' or '.join(allowed)}, received {tag!r}.{_nearest(tag, allowed)}"
+    # "Input should be a valid dictionary or instance of Training" -> "a valid dictionary"
+    expected = re.sub(r"^(Input|String) should (be )?| or instance of \w+$", "", problem["msg"])
+    hint = ""
+    if problem["type"] == "literal_error":
+        hint = _nearest(str(received), re.findall(r"'([^']*)'", context["expected"]))
+    return f"{prefix}expected {expected}, received {received!r}.{hint}"
