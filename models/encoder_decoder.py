@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import types
 from typing import Any
 
 import keras
@@ -51,7 +52,8 @@ class EncoderDecoder(keras.Model):
         self.encoder = encoder
         self.decoder = decoder
         self._objective = None
-        self._searches = {}
+        # Inside a namespace, so that neither Keras nor TensorFlow takes the functions for model state.
+        self._searches = types.SimpleNamespace(by_settings={})
 
     def call(
         self, inputs: dict[str, Any], training: bool | None = None, return_attention: bool = False
@@ -226,11 +228,12 @@ class EncoderDecoder(keras.Model):
         if beams > 1:
             settings |= {"beams": beams, "n_best": n_best}
         key = tuple(settings.items())
-        if key not in self._searches:
-            self._searches[key] = tf.function(
+        searches = self._searches.by_settings
+        if key not in searches:
+            searches[key] = tf.function(
                 functools.partial(self._search, settings), jit_compile=True, autograph=False
             )
-        return self._searches[key](source, limits, forced_prefix)
+        return searches[key](source, limits, forced_prefix)
 
     def _search(
         self, settings: dict[str, Any], source: Any, limits: Any, forced_prefix: Any
@@ -254,8 +257,8 @@ class EncoderDecoder(keras.Model):
     def build(self, input_shape: Any = None) -> None:
         """Creates every weight by running once on the smallest input."""
         if not self.built:
-            ids = ops.ones((1, 1), "int32")
-            self({"source": ids, "target": ids})
+            ids = ops.ones((1, 2), "int32")
+            self.decoder(ids, self.encoder(ids))
         self.built = True
 
     def get_build_config(self) -> dict[str, Any]:

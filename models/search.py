@@ -167,7 +167,8 @@ def beam(
         step: The model (see the top of this file).
         state: The model's state before the first token; K = `beams`.
         batch_size: B.
-        max_length: Most tokens of a hypothesis, END not counted.
+        max_length: Most tokens of a hypothesis, END not counted; an int, or a scalar tensor that XLA
+            knows when it compiles, such as one made from a shape.
         beams: K, the number of live hypotheses.
         n_best: N, the number of hypotheses returned.
         limits: int (B,), most tokens for each sentence, END not counted; `max_length` for all if None.
@@ -313,9 +314,10 @@ class _Rules:
         source_mask: Any,
         alignment: Callable[[Any], Any] | None,
     ) -> None:
-        if max_length < 1:
+        # In a served graph max_length is a tensor, made from the length of the source.
+        if isinstance(max_length, int) and max_length < 1:
             raise ValueError(f"{name}: expected max_length of at least 1, received {max_length}")
-        if not 0 <= min_length <= max_length:
+        if min_length < 0 or (isinstance(max_length, int) and min_length > max_length):
             raise ValueError(
                 f"{name}: expected min_length from 0 to max_length={max_length}, received {min_length}"
             )
@@ -328,7 +330,7 @@ class _Rules:
                 "the boolean (batch, source) mask of the real source positions"
             )
         if limits is None:
-            limits = ops.full((batch_size,), max_length, dtype="int32")
+            limits = ops.zeros((batch_size,), dtype="int32") + max_length
         limits = ops.clip(ops.cast(limits, "int32"), 0, max_length)
         if forced_prefix is not None:
             # As many columns as there are positions, so that any position can be looked up.
@@ -498,7 +500,7 @@ def _backtrack(history: dict[str, Any], finished: dict[str, Any]) -> tuple[Any, 
         beam = ops.where(position < end, ops.take_along_axis(parent, beam, axis=1), beam)
         return beam, (token, beam)
 
-    positions = ops.arange(history["token"].shape[0], dtype="int32")
+    positions = ops.arange(ops.shape(history["token"])[0], dtype="int32")
     backwards = [ops.flip(x, axis=0) for x in (positions, history["token"], history["parent"])]
     _, (tokens, path) = scan(back, tuple(backwards), finished["beam"])
     return ops.flip(tokens, axis=0), ops.flip(path, axis=0)

@@ -80,7 +80,8 @@ class SentencePieceTokenizer(Tokenizer):
             texts: Texts, or paths (`pathlib.Path`) of text files, plain or `.gz`, one text per line.
             vocabulary_size: Number of pieces to learn, the four special ones included. If the texts do not
                 support so many, there are fewer, and the log says so.
-            model_type: "unigram" (a language model over pieces), "bpe" (merges of frequent pairs) or "char".
+            model_type: "unigram" (a language model over pieces), "bpe" (merges of frequent pairs) or "char"
+                (the most frequent characters).
             normalization: Unicode normalization: "nfkc", with more white space unified ("nmt_nfkc"), with case
                 folded ("..._cf"), or "identity" for text that is normalized already.
             character_coverage: Share of the characters in the texts that the pieces must cover; rarer ones
@@ -94,10 +95,17 @@ class SentencePieceTokenizer(Tokenizer):
             ValueError: If there is no text, or the vocabulary is smaller than the number of characters.
             FileNotFoundError: If a file is missing.
         """
+        if vocabulary_size <= len(SPECIAL_PIECES):
+            raise ValueError(
+                f"SentencePieceTokenizer: expected vocabulary_size > {len(SPECIAL_PIECES)} (the special pieces), "
+                f"received {vocabulary_size}"
+            )
+        # A list, because errors that an iterator raises inside the trainer come back mangled.
+        texts = list(training_texts(texts))
         trained = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=training_texts(texts),
+                sentence_iterator=iter(texts),
                 model_writer=trained,
                 vocab_size=vocabulary_size,
                 model_type=model_type,

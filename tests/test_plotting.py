@@ -1,3 +1,4 @@
+import itertools
 import sys
 
 import numpy as np
@@ -52,7 +53,7 @@ class TestHeatMap:
             assert box.x0 >= 0 and box.y0 >= 0
             assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
         boxes = [label.get_window_extent(renderer) for label in figure.axes[0].get_yticklabels()]
-        for upper, lower in zip(boxes, boxes[1:], strict=False):
+        for upper, lower in itertools.pairwise(boxes):
             assert upper.y0 >= lower.y1
         assert not figure.axes[0].bbox.overlaps(figure.axes[1].get_tightbbox(renderer))
 

@@ -59,16 +59,14 @@ def train(folder, *callbacks, model=None, epochs=EPOCHS, resume_options=None):
     resume = Resume(folder / "backup", batches, **(resume_options or {}))
     averaging = CheckpointAveraging(last=4, folder=folder / "checkpoints")
     history = model.fit(
-        batches.dataset(), epochs=epochs, verbose=0, callbacks=[*callbacks, averaging, resume]
+        batches.dataset(), epochs=epochs, verbose=0, shuffle=False, callbacks=[*callbacks, averaging, resume]
     )
     return model, history.epoch
 
 
 def assert_same_state(model, other):
-    for trained, expected in ((model.variables, other.variables), (model.optimizer.variables,) * 2):
-        for variable, value in zip(trained, expected, strict=True):
-            np.testing.assert_array_equal(variable.numpy(), value.numpy(), err_msg=variable.path)
-    for variable, value in zip(model.optimizer.variables, other.optimizer.variables, strict=True):
+    mine, others = (each.variables + each.optimizer.variables for each in (model, other))
+    for variable, value in zip(mine, others, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value.numpy(), err_msg=variable.path)
 
 
@@ -87,7 +85,8 @@ class TestExactResume:
     def test_killed_and_resumed_equals_uninterrupted(self, tmp_path, uninterrupted):
         root = pathlib.Path(__file__).parent
         script = (
-            f"import pathlib, sys; sys.path[:0] = [{str(root.parent)!r}, {str(root)!r}]; import test_resume as t; "
+            f"import pathlib, sys; sys.path[:0] = [{str(root.parent)!r}, {str(root)!r}]; "
+            f"import test_resume as t; "
             f"t.train(pathlib.Path({str(tmp_path)!r}), t.KillItself(3 * t.STEPS + 2))"
         )
         killed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
@@ -118,16 +117,26 @@ class TestExactResume:
         assert_same_state(model, uninterrupted)
 
     def test_low_precision_variables(self, tmp_path):
-        model, _ = train(tmp_path, model=make_model(dtype="bfloat16"), epochs=2)
-        saved = [np.array(variable) for variable in model.optimizer.variables]
-        resumed, epochs = train(tmp_path, model=make_model(seed=2, dtype="bfloat16"), epochs=2)
+        def run(seed):
+            stopping = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
+            model = make_model(seed, dtype="bfloat16")
+            _, epochs = train(
+                tmp_path, stopping, model=model, epochs=2, resume_options={"callbacks": [stopping]}
+            )
+            return model, epochs, stopping.best_weights
+
+        model, _, best_weights = run(1)
+        resumed, epochs, restored_weights = run(2)
         assert epochs == []
-        for variable, value in zip(resumed.optimizer.variables, saved, strict=True):
-            np.testing.assert_array_equal(np.array(variable), value)
+        assert_same_state(resumed, model)
+        for weight, restored in zip(best_weights, restored_weights, strict=True):
+            np.testing.assert_array_equal(weight, restored)
 
     def test_sets_the_order_of_the_data_in_every_epoch(self, tmp_path):
         batches, seen = Batches(), []
-        look = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda *_: seen.append(int(batches.epoch)))
+        look = keras.callbacks.LambdaCallback(
+            on_train_batch_begin=lambda batch, logs: seen.append(int(batches.epoch))
+        )
         model = make_model()
         model.fit(batches.dataset(), epochs=2, verbose=0, callbacks=[look, Resume(tmp_path, batches)])
         model.fit(batches.dataset(), epochs=3, verbose=0, callbacks=[look, Resume(tmp_path, batches)])
@@ -186,6 +195,30 @@ class TestOtherCallbacks:
         _, epochs = train(tmp_path, stopping, resume_options={"callbacks": [stopping]}, epochs=9)
         assert epochs == []
 
+    def test_plateaus_and_best_checkpoints_go_on(self, tmp_path):
+        def run(folder, seed, epochs):
+            plateau = keras.callbacks.ReduceLROnPlateau("loss", patience=2, cooldown=3, min_delta=100)
+            checkpoint = keras.callbacks.ModelCheckpoint(
+                str(folder / "best.weights.h5"), "loss", save_best_only=True, save_weights_only=True
+            )
+            callbacks = [plateau, checkpoint]
+            model, _ = train(
+                folder,
+                *callbacks,
+                model=make_model(seed),
+                epochs=epochs,
+                resume_options={"callbacks": callbacks},
+            )
+            return model, [plateau.best, plateau.wait, plateau.cooldown_counter, checkpoint.best]
+
+        (tmp_path / "whole").mkdir()
+        (tmp_path / "parts").mkdir()
+        expected, expected_counters = run(tmp_path / "whole", 1, 7)
+        run(tmp_path / "parts", 1, 4)
+        model, counters = run(tmp_path / "parts", 2, 7)
+        assert counters == expected_counters
+        assert_same_state(model, expected)
+
     def test_settings_are_not_overwritten(self, tmp_path):
         stopping = self.stopping()
         train(tmp_path, stopping, resume_options={"callbacks": [stopping]}, epochs=1)
@@ -240,6 +273,17 @@ class TestDamage:
         train(tmp_path, epochs=1)
         with pytest.raises(ValueError, match="expected a backup of this model"):
             train(tmp_path, model=make_model(units=5))
+
+    def test_model_without_weights(self, tmp_path):
+        model = keras.Sequential([keras.layers.Dense(1)])
+        model.compile("adam", "mse")
+        with pytest.raises(ValueError, match="not built; call it on a batch before fit"):
+            train(tmp_path, model=model)
+
+    def test_backup_of_another_precision(self, tmp_path):
+        train(tmp_path, epochs=1)
+        with pytest.raises(ValueError, match="expected a backup of this model"):
+            train(tmp_path, model=make_model(dtype="bfloat16"))
 
     def test_other_callbacks_than_in_the_backup(self, tmp_path):
         train(tmp_path, epochs=1)

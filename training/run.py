@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from attention_zoo.training.callbacks.progress import Progress
 from attention_zoo.training.callbacks.resume import Resume
 from attention_zoo.training.callbacks.translation_score import TranslationScore
 from attention_zoo.training.evaluation import bleu_by_length, evaluate_translations, exact_match
-from attention_zoo.training.generated_dates import generated_dates
+from attention_zoo.training.generated_dates import training_and_held_out
 from attention_zoo.training.recipe import GeneratedDates, Recipe, SentencePiece, TokenizerSettings
 from attention_zoo.training.text_data import ParallelText
 
@@ -139,10 +140,9 @@ def prepare_folder(recipe: Recipe, fresh: bool) -> None:
 def read_data(recipe: Recipe) -> Data:
     """Reads or generates training, validation and test text."""
     if isinstance(recipe.data, GeneratedDates):
-        training, held_out = generated_dates(
-            recipe.data.training_count, recipe.data.held_out_count, seed=recipe.seed
-        )
-        data = Data(training, held_out, held_out)
+        count = recipe.data.held_out_count
+        training, held_out = training_and_held_out(recipe.data.training_count, 2 * count, seed=recipe.seed)
+        data = Data(training, validation=held_out[:count], test=held_out[count:])
     else:
         parts = (ParallelText.from_files(*recipe.data.paths(part)) for part in Data._fields)
         data = Data(*parts)
@@ -200,6 +200,7 @@ def fit(recipe: Recipe, model: Translator, data: Data, console: Console) -> kera
     validation = TranslationBatches(
         data.validation, *tokenizers, batch_tokens=settings.batch_tokens, shuffle=False
     )
+    logger.info("Batches: %s\nXLA compiles each of these shapes when it first comes.", batches.summary())
     callbacks: list[keras.callbacks.Callback] = []
     if recipe.evaluation.metric == "bleu":
         callbacks.append(TranslationScore(data.validation, tokenized=recipe.evaluation.tokenized))
@@ -212,10 +213,11 @@ def fit(recipe: Recipe, model: Translator, data: Data, console: Console) -> kera
     callbacks += [progress, Resume(recipe.folder / "backup", batches, callbacks=stopping)]
     try:
         return model.fit(
-            batches.dataset,
-            validation_data=validation.dataset,
+            batches.dataset(),
+            validation_data=validation.dataset(),
             epochs=settings.epochs,
             callbacks=callbacks,
+            shuffle=False,  # the batches shuffle themselves
             verbose=0,
         )
     except KeyboardInterrupt:
@@ -335,7 +337,7 @@ def write_results(
         "parameters": model.count_params(),
         "compilation": model.compilation,
         "same_in_fresh_process": reloaded,
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processors": os.cpu_count(),
         "versions": {

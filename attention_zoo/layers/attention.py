@@ -189,15 +189,6 @@ class Attention(keras.layers.Layer):
         """The context keeps the mask of the queries; the weights have none."""
         return previous_mask
 
-    def compute_output_shape(
-        self,
-        query_shape: tuple[int | None, ...],
-        value_shape: tuple[int | None, ...],
-        key_shape: tuple[int | None, ...] | None = None,
-    ) -> tuple[int | None, ...]:
-        """The shape of the context."""
-        return (*query_shape[:-1], value_shape[-1])
-
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "dropout": self.dropout, "seed": self.seed}

@@ -120,7 +120,7 @@ def _random_bits(seed: Any, shape: Sequence[Any]) -> Any:
     second = _hash(first + layer)
     size = functools.reduce(operator.mul, shape, 1)
     index = ops.cast(ops.arange(size, dtype="int32"), "uint32")
-    return ops.reshape(_hash(_hash(index + first) ^ second), shape)
+    return ops.reshape(_hash(ops.bitwise_xor(_hash(index + first), second)), shape)
 
 
 def _hash(x: Any) -> Any:
@@ -129,6 +129,10 @@ def _hash(x: Any) -> Any:
     Reference:
         Wellons 2018, "Prospecting for Hash Functions", nullprogram.com/blog/2018/07/31.
     """
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return x ^ (x >> np.uint32(16))
+    x = _xor_shift(x, 16) * np.uint32(0x7FEB352D)
+    x = _xor_shift(x, 15) * np.uint32(0x846CA68B)
+    return _xor_shift(x, 16)
+
+
+def _xor_shift(x: Any, bits: int) -> Any:
+    return ops.bitwise_xor(x, ops.right_shift(x, np.uint32(bits)))

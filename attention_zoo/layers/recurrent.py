@@ -47,6 +47,7 @@ class Recurrent(keras.layers.Layer):
         self.units = units
         self.cell = cell
         self.bidirectional = bidirectional
+        self.supports_masking = True
         self.directions = ["forward", "backward"] if bidirectional else ["forward"]
         self.cells = [
             recurrent_cell(cell, units, name=f"{direction}_cell", dtype=self.dtype_policy)
@@ -86,6 +87,9 @@ class Recurrent(keras.layers.Layer):
         # A masked position repeats its neighbour's state; zero it, so that nothing can read it.
         outputs *= ops.cast(ops.expand_dims(mask, -1), outputs.dtype)
         return outputs, ops.concatenate([state[0] for state in last_states], axis=-1)  # (B, D)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
+        """None: the outputs are zero where the mask was False, and carry no mask of their own."""
 
     def _step(self, states: list, inputs: list) -> tuple[list, list]:
         new_states = []

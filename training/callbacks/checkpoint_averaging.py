@@ -138,7 +138,7 @@ class CheckpointAveraging(keras.callbacks.Callback):
     def _save(self) -> None:
         arrays = {}
         for index, variable in enumerate(self.model.weights):
-            value = keras.ops.convert_to_numpy(variable)
+            value = variable.numpy()
             # NumPy's files know no bfloat16.
             arrays[str(index)] = (
                 value.astype("float32") if keras.backend.is_float_dtype(variable.dtype) else value

@@ -15,6 +15,8 @@ import numpy as np
 logger = logging.getLogger("attention_zoo")
 
 _KEPT = 2  # backups on disk: if the newest is damaged, there is one before it
+# What EarlyStopping, ModelCheckpoint and ReduceLROnPlateau count while a model trains, beside best_weights.
+_PROGRESS = ("best", "best_epoch", "wait", "stopped_epoch", "cooldown_counter")
 
 
 class Resume(keras.callbacks.Callback):
@@ -34,11 +36,13 @@ class Resume(keras.callbacks.Callback):
         folder: Where the backups are; made if it does not exist.
         batches: A `TranslationBatches`, whose `epoch` decides the order of its data; it is set at the start
             of every epoch. Without it, the data must not depend on how many epochs the process has seen.
-        callbacks: Callbacks whose progress is saved as well, such as `EarlyStopping` (its best value and
-            weights, its patience) or `ModelCheckpoint`. `CheckpointAveraging` keeps its own files.
+        callbacks: Those of Keras's callbacks `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau`
+            that are in use: their best value and their patience are saved as well. (`CheckpointAveraging`
+            keeps its own files.)
 
     Raises:
-        ValueError: When `fit` starts, if the backup is of another model, or no backup is readable.
+        ValueError: When `fit` starts, if the model is not built, the backup is of another model, or no
+            backup is readable.
 
     Example:
         >>> import tempfile
@@ -65,7 +69,12 @@ class Resume(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Restores the newest backup that is whole."""
-        self._fresh = [dict(vars(callback)) for callback in self.callbacks]
+        if not self.model.built:
+            raise ValueError(
+                "Resume: expected a model whose weights exist, received one that is not built; "
+                "call it on a batch before fit."
+            )
+        self.model.optimizer.build(self.model.trainable_variables)  # does nothing the second time
         backups = self._backups()
         for path in reversed(backups):
             try:
@@ -89,13 +98,12 @@ class Resume(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes a backup."""
-        arrays = {f"variable/{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(self._variables())}
+        arrays = {f"variable/{i}": v.numpy() for i, v in enumerate(self._variables())}
         progress = []
-        for index, (callback, fresh) in enumerate(zip(self.callbacks, self._fresh, strict=True)):
-            numbers, array_lists = _progress(callback, fresh)
-            progress.append(numbers)
-            for name, values in array_lists.items():
-                arrays |= {f"callback/{index}/{name}/{i}": value for i, value in enumerate(values)}
+        for index, callback in enumerate(self.callbacks):
+            progress.append({name: vars(callback)[name] for name in _PROGRESS if name in vars(callback)})
+            best_weights = vars(callback).get("best_weights") or []
+            arrays |= {f"best_weights/{index}/{i}": weight for i, weight in enumerate(best_weights)}
         state = {"epoch": epoch + 1, "stopped": bool(self.model.stop_training), "callbacks": progress}
         arrays["state"] = np.array(json.dumps(state))
         save_arrays(self.folder / f"epoch-{epoch + 1:06d}.npz", arrays)
@@ -117,24 +125,23 @@ class Resume(keras.callbacks.Callback):
     def _restore(self, path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
         state = json.loads(str(arrays["state"]))
         variables, saved = self._variables(), _numbered(arrays, "variable/")
-        if [tuple(variable.shape) for variable in variables] != [array.shape for array in saved]:
+        current = [variable.numpy() for variable in variables]
+        if [(a.shape, a.itemsize) for a in current] != [(a.shape, a.itemsize) for a in saved]:
             raise ValueError(
                 f"Resume: expected a backup of this model and optimizer ({len(variables)} variables), "
-                f"received {path} of another ({len(saved)} variables); use another folder, or delete this one."
+                f"received {path} of another ({len(saved)} variables); take another folder, or delete it."
             )
         if len(state["callbacks"]) != len(self.callbacks):
             raise ValueError(
                 f"Resume: expected the {len(state['callbacks'])} callbacks that {path} was made with, "
                 f"received {len(self.callbacks)}; pass the same ones, or delete the folder to start over."
             )
-        for variable, array in zip(variables, saved, strict=True):
-            # NumPy's files know no bfloat16: such an array comes back as bytes of the right width.
-            variable.assign(array.view(keras.ops.convert_to_numpy(variable).dtype))
+        for variable, array in zip(variables, _with_types_of(current, saved), strict=True):
+            variable.assign(array)
         for index, (callback, progress) in enumerate(zip(self.callbacks, state["callbacks"], strict=True)):
             vars(callback).update(progress)
-            prefix = f"callback/{index}/"
-            for name in {key.split("/")[2] for key in arrays if key.startswith(prefix)}:
-                setattr(callback, name, _numbered(arrays, f"{prefix}{name}/"))
+            if best_weights := _numbered(arrays, f"best_weights/{index}/"):
+                callback.best_weights = _with_types_of(self.model.get_weights(), best_weights)
         # A training that a callback stopped is complete, however many epochs were asked for.
         first = self.params["epochs"] if state["stopped"] else state["epoch"]
         self.model._initial_epoch = first
@@ -164,21 +171,11 @@ def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def _progress(
-    callback: keras.callbacks.Callback, fresh: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
-    """What training changed in a callback: plain values, and lists of arrays (kept weights)."""
-    numbers, array_lists = {}, {}
-    for name, value in vars(callback).items():
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, bool | int | float | str) and value != fresh.get(name):
-            numbers[name] = value
-        elif isinstance(value, list) and value and all(isinstance(item, np.ndarray) for item in value):
-            array_lists[name] = value
-    return numbers, array_lists
-
-
 def _numbered(arrays: Mapping[str, np.ndarray], prefix: str) -> list[np.ndarray]:
     """The arrays prefix0, prefix1, ... in order."""
     return [arrays[f"{prefix}{i}"] for i in range(sum(name.startswith(prefix) for name in arrays))]
+
+
+def _with_types_of(examples: Sequence[np.ndarray], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """NumPy's files know no bfloat16: such an array comes back as bytes of the right width."""
+    return [array.view(example.dtype) for example, array in zip(examples, arrays, strict=True)]
