@@ -37,8 +37,8 @@ class SentencePieceTokenizer(Tokenizer):
     sentencepiece package, applied in the graph by tensorflow_text.
 
     Args:
-        model: A serialized SentencePiece model whose special ids are 0 to 3 (padding, start, end, unknown), as
-            `train` makes it. None makes an empty tokenizer, which loading a saved model fills.
+        model: A serialized SentencePiece model whose special ids are 0 to 3 (padding, start, end,
+            unknown), as `train` makes it. None makes an empty tokenizer, which loading a saved model fills.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
@@ -82,8 +82,8 @@ class SentencePieceTokenizer(Tokenizer):
                 support so many, there are fewer, and the log says so.
             model_type: "unigram" (a language model over pieces), "bpe" (merges of frequent pairs) or "char"
                 (the most frequent characters).
-            normalization: Unicode normalization: "nfkc", with more white space unified ("nmt_nfkc"), with case
-                folded ("..._cf"), or "identity" for text that is normalized already.
+            normalization: Unicode normalization: "nfkc", with more white space unified ("nmt_nfkc"), with
+                case folded ("..._cf"), or "identity" for text that is normalized already.
             character_coverage: Share of the characters in the texts that the pieces must cover; rarer ones
                 become unknown. 0.9995 suits languages with thousands of characters.
             split_digits: Whether each digit is a piece of its own.
@@ -97,8 +97,8 @@ class SentencePieceTokenizer(Tokenizer):
         """
         if vocabulary_size <= len(SPECIAL_PIECES):
             raise ValueError(
-                f"SentencePieceTokenizer: expected vocabulary_size > {len(SPECIAL_PIECES)} (the special pieces), "
-                f"received {vocabulary_size}"
+                f"SentencePieceTokenizer: expected vocabulary_size > {len(SPECIAL_PIECES)} (the special "
+                f"pieces), received {vocabulary_size}"
             )
         # A list, because errors that an iterator raises inside the trainer come back mangled.
         texts = list(training_texts(texts))
@@ -152,8 +152,8 @@ class SentencePieceTokenizer(Tokenizer):
             import tensorflow_text
         except ImportError as error:
             raise ImportError(
-                "SentencePieceTokenizer: expected tensorflow_text to be installed; pip install tensorflow-text "
-                f"(it has no wheels for Windows and some other platforms): {error}"
+                "SentencePieceTokenizer: expected tensorflow_text to be installed; pip install "
+                f"tensorflow-text (it has no wheels for Windows and some other platforms): {error}"
             ) from error
         self.model = model
         self._set_pieces([processor.id_to_piece(i) for i in range(processor.vocab_size())])
@@ -171,8 +171,8 @@ def _load(model: bytes) -> sentencepiece.SentencePieceProcessor:
     """Parses a model and checks its special ids."""
     if not isinstance(model, bytes):
         raise ValueError(
-            f"SentencePieceTokenizer: expected the bytes of a model, received {type(model).__name__}; read the "
-            "file with pathlib.Path(...).read_bytes()"
+            f"SentencePieceTokenizer: expected the bytes of a model, received {type(model).__name__}; "
+            "read the file with pathlib.Path(...).read_bytes()"
         )
     if not model:  # the package would accept it
         raise ValueError("SentencePieceTokenizer: expected a SentencePiece model, received 0 bytes")
@@ -180,14 +180,14 @@ def _load(model: bytes) -> sentencepiece.SentencePieceProcessor:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
         raise ValueError(
-            f"SentencePieceTokenizer: expected a SentencePiece model, received {len(model)} bytes that are none, "
-            "or are damaged"
+            f"SentencePieceTokenizer: expected a SentencePiece model, received {len(model)} bytes that are "
+            "none, or are damaged"
         ) from None
     received = {name: getattr(processor, name)() for name in _IDS}
     if received != _IDS:
         raise ValueError(
-            f"SentencePieceTokenizer: expected a model with {_IDS}, received one with {received}; train it with "
-            "SentencePieceTokenizer.train"
+            f"SentencePieceTokenizer: expected a model with {_IDS}, received one with {received}; train it "
+            "with SentencePieceTokenizer.train"
         )
     return processor
 
@@ -197,7 +197,8 @@ def _explain(error: RuntimeError, vocabulary_size: int) -> str:
     characters = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
     if characters:
         return (
-            f"SentencePieceTokenizer: expected vocabulary_size >= {characters[1]} (the characters of the texts and "
-            f"four special pieces), received {vocabulary_size}; raise it, or lower character_coverage"
+            f"SentencePieceTokenizer: expected vocabulary_size >= {characters[1]} (the characters of the "
+            f"texts and four special pieces), received {vocabulary_size}; raise it, or lower "
+            "character_coverage"
         )
     return f"SentencePieceTokenizer: training failed with vocabulary_size={vocabulary_size}: {error}"

@@ -93,16 +93,16 @@ class Tokenizer(keras.layers.Layer):
             ids: int (B, L).
 
         Returns:
-            string (B, L): "" for padding, "<s>" for the start, "</s>" for the end, "<unk>" for unknown tokens.
+            string (B, L): "" for padding, "<s>" for the start, "</s>" for the end, "<unk>" for unknown.
         """
         return tf.gather(self._require_pieces(), ids)
 
     def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """string (B,) -> int32 ragged (B, None)."""
+        """Ids of the texts: string (B,) -> int32 ragged (B, None)."""
         raise NotImplementedError
 
     def _join(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        """int32 ragged (B, None) without special ids, except unknown -> string (B,)."""
+        """Text of ids, of which unknown alone is special: int32 ragged (B, None) -> string (B,)."""
         raise NotImplementedError
 
     def _set_pieces(self, pieces: list[str]) -> None:
@@ -170,7 +170,9 @@ def training_texts(texts: Iterable[str | os.PathLike]) -> Iterator[str]:
         ValueError: If `texts` is not such an iterable, or holds no text at all.
     """
     if isinstance(texts, str | bytes | os.PathLike):
-        raise ValueError(f"train: expected an iterable of texts or paths, received {texts!r}; put it into a list")
+        raise ValueError(
+            f"train: expected an iterable of texts or paths, received {texts!r}; put it into a list"
+        )
     found = False
     for item in texts:
         if not isinstance(item, str | os.PathLike):
@@ -180,4 +182,6 @@ def training_texts(texts: Iterable[str | os.PathLike]) -> Iterator[str]:
                 found = True
                 yield text
     if not found:
-        raise ValueError("train: expected texts to learn a vocabulary from, received none, or only blank ones")
+        raise ValueError(
+            "train: expected texts to learn a vocabulary from, received none, or only blank ones"
+        )

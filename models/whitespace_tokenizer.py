@@ -30,7 +30,7 @@ class WhitespaceTokenizer(Tokenizer):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-        ValueError: If a word is repeated, is empty, has white space in it or is special ("<pad>", "<s>",
+        ValueError: If there is no word, or one is repeated, is empty, has white space in it or is special ("<pad>", "<s>",
             "</s>", "<unk>").
 
     Example:
@@ -53,8 +53,8 @@ class WhitespaceTokenizer(Tokenizer):
 
         Args:
             texts: Texts, or paths (`pathlib.Path`) of text files, plain or `.gz`, one text per line.
-            vocabulary_size: Number of tokens at most, the four special ones included. If the texts do not have
-                so many words, there are fewer, and the log says so.
+            vocabulary_size: Number of tokens at most, the four special ones included. If the texts do not
+                have so many words, there are fewer, and the log says so.
 
         Returns:
             The tokenizer.
@@ -66,8 +66,8 @@ class WhitespaceTokenizer(Tokenizer):
         words = vocabulary_size - len(SPECIAL_PIECES)
         if words < 1:
             raise ValueError(
-                f"WhitespaceTokenizer: expected vocabulary_size > {len(SPECIAL_PIECES)} (the special tokens), "
-                f"received {vocabulary_size}"
+                f"WhitespaceTokenizer: expected vocabulary_size > {len(SPECIAL_PIECES)} (the special "
+                f"tokens), received {vocabulary_size}"
             )
         counts = collections.Counter(word for text in training_texts(texts) for word in _WORD.findall(text))
         for special in SPECIAL_PIECES:
@@ -83,8 +83,7 @@ class WhitespaceTokenizer(Tokenizer):
 
     def load_assets(self, folder: str) -> None:
         """Reads the vocabulary; Keras calls this when it loads a model."""
-        text = pathlib.Path(folder, _FILE).read_bytes().decode()
-        self._set_vocabulary(text.split("\n") if text else [])
+        self._set_vocabulary(pathlib.Path(folder, _FILE).read_bytes().decode().split("\n"))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, but not the vocabulary: that is an asset."""
@@ -92,7 +91,11 @@ class WhitespaceTokenizer(Tokenizer):
 
     def _set_vocabulary(self, vocabulary: Sequence[str]) -> None:
         if isinstance(vocabulary, str):
-            raise ValueError(f"WhitespaceTokenizer: expected a list of words, received the string {vocabulary!r}")
+            raise ValueError(
+                f"WhitespaceTokenizer: expected a list of words, received the string {vocabulary!r}"
+            )
+        if not vocabulary:
+            raise ValueError("WhitespaceTokenizer: expected at least one word, received none")
         # A tuple: Keras would wrap a list.
         self.vocabulary = tuple(vocabulary)
         seen = set(SPECIAL_PIECES)

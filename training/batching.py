@@ -16,7 +16,7 @@ logger = logging.getLogger("attention_zoo")
 # the upper shares are smaller. On typical text this comes close to the best five buckets.
 _SHARES = (0.35, 0.65, 0.85, 0.97, 1.0)
 # Each shape costs a compilation. A bucket that spares an epoch less padding than these batches does not pay.
-_WORTHWHILE_BATCHES = 4
+_WORTHWHILE_BATCHES = 8
 
 
 class _Bucket(NamedTuple):
@@ -35,14 +35,14 @@ class _Bucket(NamedTuple):
 class TranslationBatches:
     """Batches of token ids for teacher forcing, for `fit`.
 
-    An element is `({"source": int32 (B, S), "target": int32 (B, T)}, labels int32 (B, T))`, where source is the
-    pieces and END, target is START and the pieces, labels are the pieces and END, all padded with 0.
+    An element is `({"source": int32 (B, S), "target": int32 (B, T)}, labels int32 (B, T))`, where source is
+    the pieces and END, target is START and the pieces, labels are the pieces and END, all padded with 0.
 
-    Pairs of similar length share a bucket, and all batches of a bucket have one shape: XLA compiles a training
-    step anew for every shape, which takes seconds. Rows that fill up an incomplete batch are all zero; loss
-    and metrics ignore them. The order of an epoch (which pairs share a batch, and the order of the batches)
-    depends on `seed` and `epoch` alone, so that a resumed training sees the batches that the uninterrupted
-    one would have seen.
+    Pairs of similar length share a bucket, and all batches of a bucket have one shape: XLA compiles a
+    training step anew for every shape, which takes seconds. Rows that fill up an incomplete batch are all
+    zero; loss and metrics ignore them. The order of an epoch (which pairs share a batch, and the order of the
+    batches) depends on `seed` and `epoch` alone, so that a resumed training sees the batches that the
+    uninterrupted one would have seen.
 
     The text is tokenized once, and its ids stay in memory.
 
@@ -60,8 +60,8 @@ class TranslationBatches:
         seed: Seed of the order.
 
     Attributes:
-        epoch: tf.Variable, int64: number of the epoch that the next iterator starts; each iterator adds 1. Set
-            it (`batches.epoch.assign(7)`) to see the batches of that epoch.
+        epoch: tf.Variable, int64: number of the epoch that the next iterator starts; each iterator adds 1.
+            Set it (`batches.epoch.assign(7)`) to see the batches of that epoch.
         shapes: list of (B, S, T), the shapes of the batches.
         buckets: list of (S, T), those given or chosen, empty ones left out.
         steps_per_epoch: Number of batches in every epoch.
@@ -95,7 +95,9 @@ class TranslationBatches:
         seed: int = 0,
     ) -> None:
         if batch_tokens < 1:
-            raise ValueError(f"TranslationBatches: expected batch_tokens of at least 1, received {batch_tokens}")
+            raise ValueError(
+                f"TranslationBatches: expected batch_tokens of at least 1, received {batch_tokens}"
+            )
         if seed < 0:
             raise ValueError(f"TranslationBatches: expected a seed of at least 0, received {seed}")
         self.batch_tokens = batch_tokens

@@ -16,7 +16,7 @@ from attention_zoo.training.text_data import ParallelText
 
 FIRST_DATE = datetime.date(1900, 1, 1)
 LAST_DATE = datetime.date(2099, 12, 31)
-# There are about three times as many ways of writing all the dates; drawing different ones gets slow near the end.
+# There are about six million ways of writing all the dates; the more are drawn, the slower is a new one.
 MOST_PAIRS = 1_000_000
 
 

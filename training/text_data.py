@@ -57,10 +57,13 @@ class ParallelText:
         self.dropped = len(sources) - len(self.sources)
         if not self.sources:
             raise ValueError(
-                f"ParallelText: expected pairs of texts, received {len(sources)} pairs, none with text on both sides"
+                f"ParallelText: expected pairs of texts, received {len(sources)} pairs, none with text "
+                "on both sides"
             )
         if self.dropped:
-            logger.warning("ParallelText: left out %d of %d pairs with an empty side.", self.dropped, len(sources))
+            logger.warning(
+                "ParallelText: left out %d of %d pairs with an empty side.", self.dropped, len(sources)
+            )
 
     @classmethod
     def from_files(cls, source_path: str | os.PathLike, target_path: str | os.PathLike) -> "ParallelText":
@@ -75,14 +78,14 @@ class ParallelText:
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If a file is empty, is not UTF-8 or is damaged, or they have not the same number of lines.
+            ValueError: If a file is empty, is not UTF-8 or is damaged, or the numbers of lines differ.
         """
         sources, targets = read_lines(source_path), read_lines(target_path)
         if len(sources) != len(targets):
             raise ValueError(
-                f"ParallelText: expected two files with the same number of lines, received {len(sources)} lines "
-                f"in {source_path} and {len(targets)} lines in {target_path}; line i of one must translate "
-                "line i of the other"
+                f"ParallelText: expected two files with the same number of lines, received {len(sources)} "
+                f"lines in {source_path} and {len(targets)} lines in {target_path}; line i of one must "
+                "translate line i of the other"
             )
         try:
             return cls(sources, targets)
