@@ -3,16 +3,16 @@
 import functools
 import logging
 import types
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from attention_zoo.losses import MaskedCrossentropy
+from attention_zoo.losses import MaskedCrossentropy, token_weights
 from attention_zoo.metrics import Perplexity, TokenAccuracy, TokenMetric
 from attention_zoo.models import search
-from attention_zoo.models.tokenizer import PAD_ID
 from attention_zoo.schedules import InverseSquareRootSchedule
 
 logger = logging.getLogger("attention_zoo")
@@ -59,10 +59,9 @@ class EncoderDecoder(keras.Model):
         self, inputs: dict[str, Any], training: bool | None = None, return_attention: bool = False
     ) -> Any:
         """Teacher forcing."""
+        _check_inputs(inputs, inputs)
         memory = self.encoder(inputs["source"], training=training)
-        return self.decoder(
-            inputs["target"], memory, training=training, return_attention=return_attention
-        )
+        return self.decoder(inputs["target"], memory, training=training, return_attention=return_attention)
 
     # === Training ===
 
@@ -79,10 +78,14 @@ class EncoderDecoder(keras.Model):
         Args:
             optimizer: Default: Adam (beta_2 0.98, gradients clipped to norm 1) with a peak learning
                 rate of 0.001 after 400 steps of warm-up, then the inverse square root.
-            loss: Default: `MaskedCrossentropy(label_smoothing=0.1)`.
+            loss: A Keras loss, which averages in its own way, or a function of (labels, logits) to (B, T),
+                averaged over the real tokens. Default: `MaskedCrossentropy(label_smoothing=0.1)`.
             metrics: Default: `TokenAccuracy` and `Perplexity`.
             jit_compile: Whether forward and backward are compiled with XLA, on CPU too.
             **kwargs: As in `keras.Model.compile`.
+
+        Raises:
+            ValueError: If `loss` is a name: Keras's named losses take probabilities, not logits.
         """
         if optimizer is None:
             optimizer = keras.optimizers.Adam(
@@ -97,17 +100,17 @@ class EncoderDecoder(keras.Model):
         others = [metric for metric in metrics if not isinstance(metric, TokenMetric)]
         super().compile(optimizer=optimizer, metrics=others or None, jit_compile=False, **kwargs)
         self._objective = _Objective(
-            loss=keras.losses.get(loss),
+            arguments={
+                "optimizer": optimizer, "loss": loss, "metrics": metrics, "jit_compile": jit_compile, **kwargs
+            },
+            loss=_loss_function(loss),
             token_metrics=[metric for metric in metrics if isinstance(metric, TokenMetric)],
-            needs_logits=bool(others),
+            needs_logits=bool(others or kwargs.get("weighted_metrics")),
             xla=bool(jit_compile) and not self.run_eagerly,
-        )
+        )  # fmt: skip
         compiled = functools.partial(tf.function, jit_compile=True) if self._objective.xla else lambda f: f
         self._objective.forward_backward = compiled(self._gradients)
         self._objective.forward = compiled(self._evaluate)
-        self._compile_arguments = keras.saving.serialize_keras_object(
-            {"optimizer": optimizer, "loss": loss, "metrics": metrics, "jit_compile": jit_compile, **kwargs}
-        )
         logger.info(self.compilation)
 
     @property
@@ -128,7 +131,7 @@ class EncoderDecoder(keras.Model):
 
     def get_compile_config(self) -> dict[str, Any]:
         """What `compile` was given, so that a loaded model trains on in the same way."""
-        return self._compile_arguments if self.compiled else {}
+        return keras.saving.serialize_keras_object(self._objective.arguments) if self.compiled else {}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a loaded model as the saved one was."""
@@ -156,14 +159,14 @@ class EncoderDecoder(keras.Model):
         return results, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
     def _evaluate(self, x: Any, y: Any, sample_weight: Any, training: bool = False) -> dict[str, Any]:
-        """Loss, number of real tokens, and what the metrics need: runs compiled."""
+        """Loss, weight of the real tokens, and what the metrics need: runs compiled."""
         logits = self(x, training=training)
         loss = self._objective.loss(y, logits, sample_weight=sample_weight)
         for penalty in self.losses:
             loss += ops.cast(penalty, loss.dtype)
         return {
             "loss": loss,
-            "tokens": ops.sum(ops.cast(ops.not_equal(y, PAD_ID), "float32")),
+            "tokens": ops.sum(token_weights(y, sample_weight)),
             "statistics": [metric.statistics(y, logits) for metric in self._objective.token_metrics],
             "logits": logits if self._objective.needs_logits else None,
         }
@@ -211,7 +214,7 @@ class EncoderDecoder(keras.Model):
             What `search.beam` returns: "tokens", "scores", "log_probabilities", "lengths", "attention".
 
         Raises:
-            ValueError: If n_best or beams is out of range.
+            ValueError: If a number is out of range, or a model without attention gets a `coverage_penalty`.
         """
         if beams < 1 or not 1 <= n_best <= beams:
             raise ValueError(
@@ -233,7 +236,11 @@ class EncoderDecoder(keras.Model):
             searches[key] = tf.function(
                 functools.partial(self._search, settings), jit_compile=True, autograph=False
             )
-        return searches[key](source, limits, forced_prefix)
+        # A list would be a constant of the compiled function; a tensor is its argument.
+        inputs = keras.tree.map_structure(
+            lambda x: None if x is None else tf.convert_to_tensor(x), (source, limits, forced_prefix)
+        )
+        return searches[key](*inputs)
 
     def _search(
         self, settings: dict[str, Any], source: Any, limits: Any, forced_prefix: Any
@@ -277,7 +284,9 @@ class EncoderDecoder(keras.Model):
     def load_own_variables(self, store: Any) -> None:
         """Restores the dropout generators."""
         for index, generator in enumerate(self._dropout_generators()):
-            generator.state.assign(store[f"dropout_generator_{index}"])
+            name = f"dropout_generator_{index}"
+            if name in store:  # weights of a model without this dropout can be loaded too
+                generator.state.assign(store[name])
 
     def _dropout_generators(self) -> list[keras.random.SeedGenerator]:
         return [generator for layer in self._flatten_layers() for generator in layer._seed_generators]
@@ -300,8 +309,14 @@ class _Objective:
     """What `compile` sets up; a plain object, so that Keras does not track it as part of the model."""
 
     def __init__(
-        self, loss: keras.losses.Loss, token_metrics: list[TokenMetric], needs_logits: bool, xla: bool
+        self,
+        arguments: dict[str, Any],
+        loss: Callable,
+        token_metrics: list[TokenMetric],
+        needs_logits: bool,
+        xla: bool,
     ) -> None:
+        self.arguments = arguments
         self.loss = loss
         # Our metrics are sums, made inside the compiled function; only others need the logits.
         self.token_metrics = token_metrics
@@ -311,15 +326,49 @@ class _Objective:
         self.forward = None
 
 
+def _loss_function(loss: Any) -> Callable:
+    """A loss as a function of labels, logits and sample weights."""
+    if isinstance(loss, str):
+        raise ValueError(
+            f"compile: expected a loss object or function, received the name {loss!r}, which stands for "
+            "a loss that takes probabilities; leave `loss` out, or make a loss that takes logits"
+        )
+    loss = keras.losses.get(loss)
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+
+    def mean_over_tokens(labels: Any, logits: Any, sample_weight: Any = None) -> Any:
+        weights = token_weights(labels, sample_weight)  # (B, T)
+        return ops.divide_no_nan(ops.sum(weights * loss(labels, logits)), ops.sum(weights))
+
+    return mean_over_tokens
+
+
 def _unpack(data: Any) -> tuple[Any, Any, Any]:
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if not isinstance(x, dict) or not {"source", "target"} <= set(x) or y is None:
-        raise ValueError(
-            'fit: expected batches of ({"source": ..., "target": ...}, labels), received '
-            f"{keras.tree.map_structure(lambda t: (t.shape, t.dtype), data)}"
-        )
+    _check_inputs(x, data)
+    if y is None:
+        raise ValueError(f"{_EXPECTED}, received no labels: {_described(data)}")
+    if not tf.TensorShape(x["target"].shape).is_compatible_with(y.shape):
+        raise ValueError(f"{_EXPECTED} of the target's shape (B, T), received {_described(data)}")
     return x, y, sample_weight
 
 
+_EXPECTED = 'EncoderDecoder: expected batches of ({"source": ..., "target": ...}, labels)'
+
+
+def _check_inputs(x: Any, received: Any) -> None:
+    if not isinstance(x, dict) or not {"source", "target"} <= set(x):
+        raise ValueError(f"{_EXPECTED}, received {_described(received)}")
+
+
+def _described(batch: Any) -> Any:
+    """The structure of a batch, with shapes and types in place of numbers."""
+    return keras.tree.map_structure(
+        lambda x: f"{keras.backend.standardize_dtype(x.dtype)} {x.shape}" if hasattr(x, "dtype") else x, batch
+    )
+
+
 def _deserialize(value: Any) -> Any:
-    return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) and "class_name" in value else value
+    serialized = isinstance(value, dict) and "class_name" in value
+    return keras.saving.deserialize_keras_object(value) if serialized else value

@@ -153,12 +153,20 @@ def override(arguments: dict[str, Any], changes: dict[str, Any] | None) -> dict[
 
     Args:
         arguments: As a preset holds them.
-        changes: Arguments to replace; a dict under "attention" changes that layer's arguments.
+        changes: Arguments to replace; a dict under "attention" changes that layer's arguments, or
+            replaces the layer if it names a "class".
+
+    Raises:
+        ValueError: If the arguments have no attention to change, and `changes` names no class.
     """
     merged = copy.deepcopy(arguments)
     for name, value in (changes or {}).items():
-        if name == "attention" and isinstance(value, dict) and merged.get("attention"):
-            merged["attention"] = {**merged["attention"], **value}
-        else:
-            merged[name] = value
+        if name == "attention" and isinstance(value, dict) and "class" not in value:
+            if not merged.get("attention"):
+                raise ValueError(
+                    'attention: expected a "class", the name of a layer in attention_zoo.layers, as there '
+                    f"is no attention to change; received {value}"
+                )
+            value = {**merged["attention"], **value}
+        merged[name] = value
     return merged

@@ -51,7 +51,8 @@ class RNNDecoder(keras.layers.Layer):
         attention weights, float32 (B, T, S), or None for a decoder without attention.
 
     Raises:
-        ValueError: If an option is unknown, tied widths differ, or the attention has dropout.
+        ValueError: If an option is unknown, a size is not positive, tied widths differ, or the attention is
+            no layer of this library or has dropout.
 
     Example:
         >>> from attention_zoo.layers import AdditiveAttention
@@ -94,10 +95,25 @@ class RNNDecoder(keras.layers.Layer):
                 f"RNNDecoder: expected readout_activation 'tanh' or 'maxout', received {readout_activation!r}"
             )
         readout_units = embedding_dim if readout_units is None else readout_units
+        sizes = {
+            "vocabulary_size": vocabulary_size,
+            "embedding_dim": embedding_dim,
+            "units": units,
+            "layers": layers,
+            "readout_units": readout_units,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"RNNDecoder: expected {name} of at least 1, received {size}")
         if tie_embeddings and readout_units != embedding_dim:
             raise ValueError(
                 "RNNDecoder: expected readout_units equal to embedding_dim with tie_embeddings=True, "
                 f"received {readout_units} and {embedding_dim}"
+            )
+        if attention is not None and not hasattr(attention, "project_memory"):
+            raise ValueError(
+                "RNNDecoder: expected an attention layer of attention_zoo.layers or None, received "
+                f"{attention!r}"
             )
         if getattr(attention, "dropout", 0.0):
             raise ValueError(
@@ -159,9 +175,7 @@ class RNNDecoder(keras.layers.Layer):
                 self.attention.build((None, None, self.units), memory_shape["values"])
         self.embedding.build(target_shape)
         self.token_projection.build((None, None, self.embedding_dim))
-        self.context_projection.build(
-            (None, None, self.readout_units if self.input_feeding else context_dim)
-        )
+        self.context_projection.build((None, None, self.readout_units if self.input_feeding else context_dim))
         for projection in self.layer_projections:
             projection.build((None, None, self.units))
         for cell in self.cells:
@@ -176,8 +190,9 @@ class RNNDecoder(keras.layers.Layer):
                 initializer="glorot_uniform",
                 name="output_kernel",
             )
+        # Added in float32 under any policy, so Keras must not cast it.
         self.output_bias = self.add_weight(
-            shape=(self.vocabulary_size,), initializer="zeros", name="output_bias"
+            shape=(self.vocabulary_size,), initializer="zeros", name="output_bias", autocast=False
         )
         self.built = True
 
@@ -219,9 +234,11 @@ class RNNDecoder(keras.layers.Layer):
             A nest of tensors for `initial_state` and `step`: the projected keys with their mask, or
             without attention the constant context.
         """
-        prepared = {"summary": memory["summary"]}
+        # An encoder may have another policy.
+        summary = ops.cast(memory["summary"], self.compute_dtype)
+        prepared = {"summary": summary}
         if self.attention is None:
-            context = ops.expand_dims(memory["summary"], 1)  # (B, 1, D)
+            context = ops.expand_dims(summary, 1)  # (B, 1, D)
             prepared["context"] = context
             prepared["context_gates"] = self.context_projection(context)  # (B, 1, gates)
         else:
@@ -292,9 +309,7 @@ class RNNDecoder(keras.layers.Layer):
             below = cells[-1][0]
             if layer_masks is not None:
                 below = below * layer_masks[index - 1]
-            cells.append(
-                self.cells[index](self.layer_projections[index - 1](below), state["cells"][index])
-            )
+            cells.append(self.cells[index](self.layer_projections[index - 1](below), state["cells"][index]))
         outputs = {"hidden": cells[-1][0]}
         if self.input_feeding:
             outputs["context"], attention = self._attend(outputs["hidden"], prepared)
@@ -333,8 +348,7 @@ class RNNDecoder(keras.layers.Layer):
         """Dropout between layers, drawn before the loop: the same units for a whole sentence."""
         if not training or not self.dropout:
             return None
-        ones = ops.ones((batch, self.units), self.compute_dtype)
-        return [self.layer_dropout(ones, training=True) for _ in range(1, self.layers)]
+        return [self.layer_dropout.mask((batch, self.units)) for _ in range(1, self.layers)]
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

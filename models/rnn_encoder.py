@@ -60,7 +60,13 @@ class RNNEncoder(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, size in (("units", units), ("layers", layers), ("embedding_dim", embedding_dim)):
+        sizes = {
+            "vocabulary_size": vocabulary_size,
+            "embedding_dim": embedding_dim,
+            "units": units,
+            "layers": layers,
+        }
+        for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"RNNEncoder: expected {name} of at least 1, received {size}")
         # === Config ===

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 
@@ -17,15 +16,16 @@ from attention_zoo.models import (  # noqa: F401
     rnn_decoder,
     rnn_encoder,
     sentencepiece_tokenizer,
-    translator,
     whitespace_tokenizer,
 )
+from attention_zoo.models.encoder_decoder import EncoderDecoder
+from attention_zoo.models.translator import Translator
 
 # TensorFlow copies what lies in assets.extra along with a SavedModel and does not look at it.
 KERAS_FILE = pathlib.PurePath("assets.extra", "model.keras")
 
 
-def load(path: str | os.PathLike) -> Any:
+def load(path: str | os.PathLike) -> EncoderDecoder:
     """Loads a model to go on training, translate or export.
 
     Args:
@@ -44,15 +44,28 @@ def load(path: str | os.PathLike) -> Any:
     file = path / KERAS_FILE if path.is_dir() else path
     if not file.exists():
         raise ValueError(
-            f"load: expected a folder written by export() with {KERAS_FILE} in it, received {path}; a "
+            f"load: expected a folder written by export(), with {KERAS_FILE} in it, received {path}; a "
             "SavedModel of another origin can be served with tf.saved_model.load, not trained"
         )
     if not zipfile.is_zipfile(file):
         raise ValueError(f"load: expected {file} to be a whole .keras file (a zip archive); it is damaged")
     try:
-        return keras.saving.load_model(file)
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"load: {file} could not be read as a model: {error}") from error
+        model = keras.saving.load_model(file)
+        if isinstance(model, Translator):
+            model.check_vocabularies()
+    except ImportError:  # something is not installed: no fault of the file
+        raise
+    except Exception as error:  # a damaged file may fail anywhere in Keras, zip, JSON, HDF5 or the tokenizers
+        raise ValueError(
+            f"load: expected {file} to hold a model of this library; it is damaged, or of another origin: "
+            f"{error}"
+        ) from error
+    if not isinstance(model, EncoderDecoder):
+        raise ValueError(
+            f"load: expected a model of this library, received a {type(model).__name__} in {file}; load it "
+            "with keras.saving.load_model"
+        )
+    return model
 
 
 @contextlib.contextmanager
@@ -62,7 +75,7 @@ def written_whole(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
     Raises:
         FileExistsError: If `folder` exists and is not empty.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"export: expected a folder that does not exist yet or is empty, received {folder}; "

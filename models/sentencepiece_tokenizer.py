@@ -1,5 +1,6 @@
 """Sub-words learned by SentencePiece."""
 
+import hashlib
 import io
 import logging
 import os
@@ -47,7 +48,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     Example:
         >>> texts = ["the cat sat", "the dog sat", "the cat ran"]
-        >>> tokenizer = SentencePieceTokenizer.train(texts, vocabulary_size=20)
+        >>> tokenizer = SentencePieceTokenizer.train(texts, vocabulary_size=16)
         >>> ids = tokenizer.tokenize(["the cat ran"])
         >>> tokenizer.detokenize(ids.to_tensor()).numpy()[0]
         b'the cat ran'
@@ -158,7 +159,10 @@ class SentencePieceTokenizer(Tokenizer):
         self.model = model
         self._set_pieces([processor.id_to_piece(i) for i in range(processor.vocab_size())])
         with tf.init_scope():  # as in _set_pieces
-            self._sub_words = tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32)
+            # TensorFlow Text names its resource after the graph node, so in a reloaded SavedModel two
+            # tokenizers would share one model; a name of its own keeps them apart.
+            name = f"sentencepiece_{hashlib.sha256(model).hexdigest()[:16]}"
+            self._sub_words = tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32, name=name)
 
     def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return self._sub_words.tokenize(texts)

@@ -1,8 +1,9 @@
 """Text to text: tokenizers around an encoder and a decoder."""
 
 import inspect
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from attention_zoo import layers
+from attention_zoo.layers.additive_attention import AdditiveAttention
+from attention_zoo.layers.luong_attention import LuongAttention
 from attention_zoo.models import presets
 from attention_zoo.models.encoder_decoder import EncoderDecoder
 from attention_zoo.models.rnn_decoder import RNNDecoder
@@ -18,11 +20,13 @@ from attention_zoo.models.rnn_encoder import RNNEncoder
 from attention_zoo.models.tokenizer import END_ID, PAD_ID, Tokenizer
 from attention_zoo.models.translation import Translation
 
+# What the "class" of a preset's parts may name.
 ENCODERS = {"RNNEncoder": RNNEncoder}
 DECODERS = {"RNNDecoder": RNNDecoder}
+ATTENTIONS = {"AdditiveAttention": AdditiveAttention, "LuongAttention": LuongAttention}
 
-# Every new input shape costs an XLA compile, so sentences are padded to a few lengths, and batches to
-# 1, 8 or the full batch size.
+# Every new input shape costs an XLA compile, so sentences are padded to a few lengths (16, 32, 64, ...)
+# and batches to a few sizes (1, 8, 32, and doubled from there on).
 SMALLEST_LENGTH = 16
 BATCH_SIZES = (1, 8, 32)
 
@@ -85,29 +89,42 @@ class Translator(EncoderDecoder):
             source_tokenizer: Tokenizer of the source language.
             target_tokenizer: Tokenizer of the target language.
             encoder: Arguments of the encoder to change, e.g. {"units": 512}.
-            decoder: Arguments of the decoder to change; {"attention": {...}} changes its attention's.
+            decoder: Arguments of the decoder to change; {"attention": {...}} changes its attention's, and
+                {"attention": layer} or None replaces it.
             **kwargs: Arguments of the model, e.g. max_source_length or dtype.
+
+        Returns:
+            The model, with its weights, not yet compiled.
 
         Raises:
             ValueError: If the name or an argument is unknown; the message names the allowed ones.
         """
         preset = presets.get_preset(name)
+        dtype = kwargs.get("dtype")
         encoder = presets.override(preset.encoder, encoder)
         decoder = presets.override(preset.decoder, decoder)
-        if decoder.get("attention"):
-            attention = dict(decoder["attention"])
-            decoder["attention"] = getattr(layers, attention.pop("class"))(
-                **attention, dtype=kwargs.get("dtype")
-            )
+        if isinstance(decoder["attention"], dict):
+            decoder["attention"] = _make(ATTENTIONS, decoder["attention"], dtype=dtype)
+        encoder_size, decoder_size = source_tokenizer.vocabulary_size, target_tokenizer.vocabulary_size
         model = cls(
-            _make(ENCODERS, encoder, source_tokenizer, kwargs.get("dtype")),
-            _make(DECODERS, decoder, target_tokenizer, kwargs.get("dtype")),
+            _make(ENCODERS, encoder, vocabulary_size=encoder_size, dtype=dtype),
+            _make(DECODERS, decoder, vocabulary_size=decoder_size, dtype=dtype),
             source_tokenizer,
             target_tokenizer,
             **kwargs,
         )
         model.build()
         return model
+
+    def check_vocabularies(self) -> None:
+        """Raises ValueError if a tokenizer has other ids than the layer that reads or writes them."""
+        for part, tokenizer in ((self.encoder, self.source_tokenizer), (self.decoder, self.target_tokenizer)):
+            if part.vocabulary_size != tokenizer.vocabulary_size:
+                raise ValueError(
+                    f"Translator: expected a tokenizer with the {part.vocabulary_size} ids of the "
+                    f"{type(part).__name__}, received a {type(tokenizer).__name__} with "
+                    f"{tokenizer.vocabulary_size}; use the one that the model was made with"
+                )
 
     # === Translating ===
 
@@ -133,30 +150,42 @@ class Translator(EncoderDecoder):
             length_penalty: alpha of the score log P / ((5 + length) / 6) ** alpha.
             coverage_penalty: beta of the GNMT coverage penalty; needs a model with attention.
             min_length: Least tokens of a translation.
-            max_length: Most tokens; if None, twice the source's plus 20.
+            max_length: Most tokens; if None, twice the source's plus 20, or as many as `min_length` or the
+                prefix needs.
             prefix: What each translation must begin with, one string for all or one per text.
-            return_attention: Whether each translation carries its alignment.
+            return_attention: Whether each translation carries its alignment; needs a model with attention.
             batch_size: Texts translated at once. The result does not depend on it.
 
         Returns:
             A `Translation` for a string, a list of them for a sequence.
 
         Raises:
-            TypeError: If `texts` is neither.
-            ValueError: If a text is longer than `max_source_length` tokens, or a number is out of range.
+            TypeError: If `texts` or `prefix` is not made of strings, or a number is none.
+            ValueError: If a text is longer than `max_source_length` tokens, a prefix than `max_length`, a
+                number is out of range, or the model has no attention and it is asked for.
         """
-        if isinstance(texts, str):
-            arguments = {name: value for name, value in locals().items() if name not in ("self", "texts")}
-            return self.translate([texts], **arguments)[0]
-        texts = list(texts)
-        if not all(isinstance(text, str) for text in texts):
-            kinds = sorted({type(text).__name__ for text in texts})
-            raise TypeError(f"translate: expected a string or a sequence of strings, received {', '.join(kinds)}")
-        prefixes = self._prefixes(prefix, len(texts))
+        single = isinstance(texts, str)
+        texts = _strings("texts", [texts] if single else texts)
+        beams = _integer("beams", beams, 1)
+        settings = {
+            "beams": beams,
+            "n_best": _integer("n_best", n_best, 1, beams),
+            "length_penalty": _not_negative("length_penalty", length_penalty),
+            "coverage_penalty": _not_negative("coverage_penalty", coverage_penalty),
+            "min_length": _integer("min_length", min_length, 0),
+            "return_attention": bool(return_attention),
+        }
+        batch_size = _integer("batch_size", batch_size, 1)
+        if max_length is not None:
+            max_length = _integer("max_length", max_length, max(1, settings["min_length"]))
+        self.check_vocabularies()
+        self._check_attention(settings["coverage_penalty"], return_attention)
         sources = self.source_tokenizer.tokenize(tf.constant(texts, tf.string, [len(texts)])).to_list()
         self._check_lengths(texts, sources)
+        prefixes = self._prefixes(prefix, len(texts), max_length)
 
-        translations = [Translation("", 0.0, [], [], None, []) for _ in texts]
+        nothing = np.zeros((0, 0), "float32") if return_attention else None
+        translations = [Translation("", 0.0, [], [], nothing) for _ in texts]
         # Sorted by length, so that short sentences are not padded to long ones.
         order = sorted((i for i, ids in enumerate(sources) if ids), key=lambda i: len(sources[i]))
         for start in range(0, len(order), batch_size):
@@ -165,26 +194,20 @@ class Translator(EncoderDecoder):
                 [sources[i] for i in chosen],
                 [prefixes[i] for i in chosen],
                 max_length,
-                batch_size,
-                beams=beams,
-                n_best=n_best,
-                length_penalty=length_penalty,
-                coverage_penalty=coverage_penalty,
-                min_length=min_length,
-                return_attention=return_attention,
+                _padded_count(len(chosen), batch_size),
+                settings,
             )
             for index, translation in zip(chosen, batch, strict=True):
                 translations[index] = translation
-        return translations
+        return translations[0] if single else translations
 
-    def _prefixes(self, prefix: str | Sequence[str] | None, count: int) -> list[list[int]]:
-        """Ids of the prefix of each text, empty where there is none."""
-        if prefix is None:
-            return [[] for _ in range(count)]
-        prefixes = [prefix] * count if isinstance(prefix, str) else list(prefix)
-        if len(prefixes) != count:
-            raise ValueError(f"translate: expected one prefix, or one per text ({count}), received {len(prefixes)}")
-        return self.target_tokenizer.tokenize(tf.constant(prefixes, tf.string, [count])).to_list()
+    def _check_attention(self, coverage_penalty: float, return_attention: bool = False) -> None:
+        if not self._has_attention and (coverage_penalty or return_attention):
+            asked = "return_attention=True" if return_attention else f"coverage_penalty={coverage_penalty}"
+            raise ValueError(
+                f"Translator: expected a model with attention for {asked}, received one whose decoder has "
+                "none; leave that argument out, or take another preset, e.g. 'bahdanau'"
+            )
 
     def _check_lengths(self, texts: list[str], sources: list[list[int]]) -> None:
         for text, ids in zip(texts, sources, strict=True):
@@ -194,39 +217,63 @@ class Translator(EncoderDecoder):
                     f"{len(ids) + 1} ({text[:40]!r}...); translate it sentence by sentence"
                 )
 
+    def _prefixes(
+        self, prefix: str | Sequence[str] | None, count: int, max_length: int | None
+    ) -> list[list[int]]:
+        """Ids of the prefix of each text, empty where there is none."""
+        if prefix is None:
+            return [[] for _ in range(count)]
+        prefixes = _strings("prefix", [prefix] * count if isinstance(prefix, str) else prefix)
+        if len(prefixes) != count:
+            raise ValueError(
+                f"translate: expected one prefix, or one per text ({count}), received {len(prefixes)}"
+            )
+        rows = self.target_tokenizer.tokenize(tf.constant(prefixes, tf.string, [count])).to_list()
+        longest = max(map(len, rows), default=0)
+        if max_length is not None and longest > max_length:
+            raise ValueError(
+                f"translate: expected prefixes of at most max_length={max_length} tokens, received one "
+                f"of {longest}"
+            )
+        return rows
+
     def _translate_batch(
         self,
         sources: list[list[int]],
         prefixes: list[list[int]],
         max_length: int | None,
-        batch_size: int,
-        **settings: Any,
+        rows: int,
+        settings: dict[str, Any],
     ) -> list[Translation]:
         count = len(sources)
-        rows = next((size for size in BATCH_SIZES if count <= size <= batch_size), batch_size)
-        width = _padded_length(max(len(ids) for ids in sources) + 1)
-        source = _padded([[*ids, END_ID] for ids in sources], rows, width)
+        width = _padded_length(max(map(len, sources)) + 1)
+        source = _padded([[*ids, END_ID] for ids in sources], rows, width)  # (B, S)
         lengths = np.sum(source != PAD_ID, axis=1)
-        limits = np.where(lengths > 0, _most_tokens(lengths) if max_length is None else max_length, 0)
-        forced = None
+        forced, prefix_lengths = None, np.zeros(rows, "int32")
         if any(prefixes):
-            forced = _padded(prefixes, rows, _padded_length(max(map(len, prefixes))))
+            forced = _padded(prefixes, rows, _padded_length(max(map(len, prefixes))))  # (B, P)
+            prefix_lengths = np.sum(forced != PAD_ID, axis=1)
+        if max_length is None:
+            limits = np.maximum(_most_tokens(lengths), np.maximum(settings["min_length"], prefix_lengths))
+        else:
+            limits = np.full(rows, max_length)
+        limits = np.where(lengths > 0, limits, 0)  # nothing to say where there is no text
+        # The limits are exact; the search's own maximum is one of a few, because each costs a compile.
+        most = _most_tokens(width)
+        if max_length is not None or limits.max() > most:
+            most = _padded_length(int(limits.max()))
         results = self.generate(
-            source,
-            limits=limits.astype("int32"),
-            max_length=_most_tokens(width) if max_length is None else max_length,
-            forced_prefix=forced,
-            **settings,
+            source, limits=limits.astype("int32"), max_length=most, forced_prefix=forced, **settings
         )
 
         ids = ops.convert_to_numpy(results["tokens"])[:count]  # (count, N, L)
         flat = tf.reshape(ids, (-1, ids.shape[-1]))  # (count * N, L)
-        shape = ids.shape[:2]
-        texts = _decoded(self.target_tokenizer.detokenize(flat)).reshape(shape)
+        texts = _decoded(self.target_tokenizer.detokenize(flat)).reshape(ids.shape[:2])
         pieces = _decoded(self.target_tokenizer.pieces(flat)).reshape(ids.shape)
         source_pieces = _decoded(self.source_tokenizer.pieces(source[:count]))
         scores = ops.convert_to_numpy(results["scores"])
-        ends = ops.convert_to_numpy(results["lengths"])
+        ends = ops.convert_to_numpy(results["lengths"])[:count]
+        found = np.sum(ends > 0, axis=1)  # fewer than N where no more hypotheses exist
         attention = results["attention"]
         if attention is not None:
             attention = ops.convert_to_numpy(attention)
@@ -238,11 +285,11 @@ class Translator(EncoderDecoder):
                 score=float(scores[row, rank]),
                 tokens=list(pieces[row, rank, :end]),
                 source_tokens=list(source_pieces[row, : lengths[row]]),
-                attention=None if attention is None else attention[row, rank, :end, : lengths[row]],
+                # A copy, so that one translation does not keep the arrays of the whole batch.
+                attention=None if attention is None else attention[row, rank, :end, : lengths[row]].copy(),
                 alternatives=[hypothesis(row, other) for other in range(1, found[row])] if rank == 0 else [],
             )
 
-        found = np.sum(ends[:count] > 0, axis=1)
         return [hypothesis(row, 0) for row in range(count)]
 
     # === Serving ===
@@ -268,11 +315,19 @@ class Translator(EncoderDecoder):
             coverage_penalty: As in `translate`.
 
         Raises:
-            FileExistsError: If `folder` exists and is not empty.
+            FileExistsError: If `folder` exists and is not an empty folder.
+            TypeError: If a number is none.
+            ValueError: If a number is out of range, or a model without attention gets a `coverage_penalty`.
         """
         from attention_zoo.models import saving
 
-        settings = {"length_penalty": length_penalty, "coverage_penalty": coverage_penalty}
+        beams = _integer("beams", beams, 1)
+        settings = {
+            "length_penalty": _not_negative("length_penalty", length_penalty),
+            "coverage_penalty": _not_negative("coverage_penalty", coverage_penalty),
+        }
+        self.check_vocabularies()
+        self._check_attention(settings["coverage_penalty"])
         if beams > 1:
             settings |= {"beams": beams, "n_best": 1}
         with saving.written_whole(folder) as temporary:
@@ -292,7 +347,9 @@ class Translator(EncoderDecoder):
         """Strings to strings inside one graph; only the search is compiled, for a few input shapes."""
         ids = self.source_tokenizer.tokenize(texts)
         count = tf.shape(texts)[0]
-        source = tf.concat([ids, tf.fill([count, 1], END_ID)], axis=1).to_tensor(PAD_ID)  # (B, S)
+        blank = ids.row_lengths() == 0  # (B,): such a text stays all padding, and its translation empty
+        ids = tf.concat([ids, tf.ragged.boolean_mask(tf.fill([count, 1], END_ID), ~blank[:, None])], axis=1)
+        source = ids.to_tensor(PAD_ID)  # (B, S)
         length = tf.shape(source)[1]
         too_long = tf.debugging.assert_less_equal(
             length,
@@ -302,15 +359,14 @@ class Translator(EncoderDecoder):
         with tf.control_dependencies([too_long]):
             width = _padded_length_in_graph(length)
         rows = tf.where(count <= 1, BATCH_SIZES[0], tf.where(count <= BATCH_SIZES[1], *BATCH_SIZES[1:]))
-        chunks = -(-count // rows)
+        chunks = tf.maximum(1, -(-count // rows))
         source = tf.pad(source, [[0, chunks * rows - count], [0, width - length]])
         source = tf.reshape(source, (chunks, rows, width))  # (chunks, rows, S)
 
         @tf.function(jit_compile=True, autograph=False)
         def search(source: Any) -> dict[str, Any]:
             lengths = tf.math.count_nonzero(source, axis=1, dtype="int32")
-            # The end token alone is a blank text: nothing to say.
-            limits = tf.where(lengths > 1, _most_tokens(lengths), 0)
+            limits = tf.where(lengths > 0, _most_tokens(lengths), 0)
             settings_here = {**settings, "min_length": 0, "return_attention": self._has_attention}
             settings_here["max_length"] = _most_tokens(tf.shape(source)[1])
             results = self._search(settings_here, source, limits, None)
@@ -327,13 +383,13 @@ class Translator(EncoderDecoder):
             name: tf.reshape(x, tf.concat([[chunks * rows], tf.shape(x)[3:]], 0))[:count]  # (B, L, ...)
             for name, x in results.items()
         }
-        tokens = results["tokens"]
-        longest = tf.reduce_max(tf.math.count_nonzero(tokens, axis=1, dtype="int32"))
+        tokens = tf.where(blank[:, None], PAD_ID, results["tokens"])  # (B, L)
+        longest = tf.maximum(0, tf.reduce_max(tf.math.count_nonzero(tokens, axis=1, dtype="int32")))
         tokens = tokens[:, :longest]
         source = tf.reshape(source, (chunks * rows, width))[:count, :length]  # (B, S)
         outputs = {
             "text": self.target_tokenizer.detokenize(tokens),
-            "score": results["scores"],
+            "score": tf.where(blank, 0.0, results["scores"]),
             "tokens": self.target_tokenizer.pieces(tokens),
             "source_tokens": self.source_tokenizer.pieces(source),
         }
@@ -355,17 +411,52 @@ class Translator(EncoderDecoder):
         }
 
 
-def _make(classes: dict[str, type], arguments: dict[str, Any], tokenizer: Tokenizer, dtype: Any) -> Any:
-    """An encoder or decoder from a preset's arguments, with a clear error for one it does not take."""
+def _make(classes: dict[str, type], arguments: dict[str, Any], **fixed: Any) -> Any:
+    """The layer that a preset's part describes, with a clear error for what it does not take."""
     arguments = dict(arguments)
-    made = classes[arguments.pop("class")]
-    allowed = [name for name in inspect.signature(made).parameters if name not in ("vocabulary_size", "kwargs")]
+    name = arguments.pop("class", None)
+    if name not in classes:
+        raise ValueError(f'from_preset: expected a "class" among {", ".join(classes)}; received {name!r}')
+    allowed = [name for name in inspect.signature(classes[name]).parameters if name not in (*fixed, "kwargs")]
     unknown = sorted(set(arguments) - set(allowed))
     if unknown:
         raise ValueError(
-            f"{made.__name__}: expected arguments among {', '.join(allowed)}; received {', '.join(unknown)}"
+            f"{name}: expected arguments among {', '.join(allowed)}; received {', '.join(unknown)}"
         )
-    return made(tokenizer.vocabulary_size, **arguments, dtype=dtype)
+    return classes[name](**arguments, **fixed)
+
+
+def _strings(name: str, values: Any) -> list[str]:
+    """The values as a list, if they are a sequence of strings."""
+    expected = f"translate: expected {name} to be a string or a sequence of strings"
+    if isinstance(values, bytes | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"{expected}, received {type(values).__name__}")
+    values = list(values)
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{expected}, received a sequence with {type(value).__name__} in it")
+    return values
+
+
+def _integer(name: str, value: Any, lowest: int, highest: int | None = None) -> int:
+    """The value as a Python int, whatever integer type it has."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, received {value!r}") from None
+    if number < lowest or (highest is not None and number > highest):
+        allowed = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+        raise ValueError(f"{name}: expected an integer {allowed}, received {number}")
+    return number
+
+
+def _not_negative(name: str, value: Any) -> float:
+    """The value as a Python float, whatever number type it has."""
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: expected a number, received {value!r}")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}: expected a number of at least 0, received {value}")
+    return float(value)
 
 
 def _most_tokens(source_tokens: Any) -> Any:
@@ -381,6 +472,12 @@ def _padded_length(length: int) -> int:
 def _padded_length_in_graph(length: Any) -> Any:
     lengths = tf.constant([SMALLEST_LENGTH << power for power in range(24)])
     return tf.reduce_min(tf.boolean_mask(lengths, lengths >= length))
+
+
+def _padded_count(count: int, batch_size: int) -> int:
+    """The number of rows that a batch of this many texts is padded to."""
+    sizes = [*BATCH_SIZES, 1 << (count - 1).bit_length()]
+    return min(batch_size, next(size for size in sizes if size >= count))
 
 
 def _padded(rows: list[list[int]], count: int, width: int) -> np.ndarray:

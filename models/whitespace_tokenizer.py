@@ -30,8 +30,8 @@ class WhitespaceTokenizer(Tokenizer):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-        ValueError: If there is no word, or one is repeated, is empty, has white space in it or is special ("<pad>", "<s>",
-            "</s>", "<unk>").
+        ValueError: If there is no word, or one is repeated, is empty, has white space in it or is special
+            ("<pad>", "<s>", "</s>", "<unk>").
 
     Example:
         >>> tokenizer = WhitespaceTokenizer(["good", "morning"])

@@ -32,12 +32,12 @@ def test_by_hand():
 
 
 def test_normalized_by_hand():
-    # |v| = 5, so v counts as g v / 5 = (3, 4) for g = 5 log(3) / log(3) = 5 only; b = 5 shifts both keys.
+    # |v| = 5 and g = log 3, so v counts as log 3 (3/5, 4/5).
     layer = weighted(
         AdditiveAttention(2, normalize=True),
         {"W": [[0.0, 0.0]], "U": [[1.0, 1.0]], "v": [3.0, 4.0], "g": np.log(3.0), "b": [-5.0, -5.0]},
     )
-    # Keys 25 and 5 become tanh(20) = 1 and tanh(0) = 0: scores 7/5 log 3 and 0, odds 3 ** 1.4.
+    # With b = -5, keys 25 and 5 become tanh(20) = 1 and tanh(0) = 0: scores 7/5 log 3 and 0.
     _, weights = layer(np.ones((1, 1, 1)), np.array([[[25.0], [5.0]]]), return_attention_scores=True)
     odds = 3.0**1.4
     np.testing.assert_allclose(weights, [[[odds / (odds + 1), 1 / (odds + 1)]]], atol=1e-6)

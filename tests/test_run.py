@@ -1,7 +1,9 @@
 import json
 import logging
+import sys
 
 import pytest
+from rich.console import Console
 
 from attention_zoo.models.translation import Translation
 from attention_zoo.training import Recipe, run
@@ -36,6 +38,7 @@ def finished(tmp_path_factory):
     return folder, run.train(load(folder))
 
 
+@pytest.mark.slow
 class TestFinishedRun:
     def test_results(self, finished):
         folder, results = finished
@@ -133,6 +136,18 @@ def test_samples_show_the_reference_of_a_wrong_one_only(caplog):
     right, wrong = caplog.messages
     assert "reference" not in right
     assert "b b  ->  no" in wrong and "A dog, there!" in wrong
+
+
+def test_log_of_a_run_is_told_once(capsys):
+    root = logging.StreamHandler(sys.stdout)
+    logging.getLogger().addHandler(root)
+    try:
+        with run._logging_to(Console()):
+            run.logger.info("[bold] stays as it is")
+    finally:
+        logging.getLogger().removeHandler(root)
+    assert capsys.readouterr().out == "[bold] stays as it is\n"
+    assert run.logger.propagate
 
 
 def test_a_model_without_attention_has_no_picture(tmp_path, caplog):

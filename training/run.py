@@ -379,11 +379,13 @@ class _ConsoleHandler(logging.Handler):
 @contextlib.contextmanager
 def _logging_to(console: Console) -> Iterator[None]:
     """Shows the library's log on the console for the time of a run."""
-    handler, level = _ConsoleHandler(console), logger.level
+    handler, level, propagate = _ConsoleHandler(console), logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # exporting gives the root logger a handler, which would say it all twice
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = propagate

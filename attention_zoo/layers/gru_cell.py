@@ -28,6 +28,9 @@ class GRUCell(keras.layers.Layer):
     Returns:
         The new state, a tuple of one tensor (..., units).
 
+    Raises:
+        ValueError: If `units` is not positive.
+
     Example:
         >>> cell = GRUCell(4)
         >>> (hidden,) = cell(ops.zeros((2, 12)), cell.zero_state((2,)))
@@ -42,6 +45,8 @@ class GRUCell(keras.layers.Layer):
 
     def __init__(self, units: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if units < 1:
+            raise ValueError(f"GRUCell: expected units of at least 1, received {units}")
         self.units = units
         self.input_units = 3 * units
 
@@ -50,9 +55,7 @@ class GRUCell(keras.layers.Layer):
         self.recurrent_kernel = self.add_weight(
             shape=(self.units, 3 * self.units), initializer="orthogonal", name="recurrent_kernel"
         )
-        self.candidate_bias = self.add_weight(
-            shape=(self.units,), initializer="zeros", name="candidate_bias"
-        )
+        self.candidate_bias = self.add_weight(shape=(self.units,), initializer="zeros", name="candidate_bias")
         self.built = True
 
     def call(self, inputs: Any, state: tuple[Any, ...]) -> tuple[Any, ...]:

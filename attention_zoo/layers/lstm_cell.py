@@ -28,6 +28,9 @@ class LSTMCell(keras.layers.Layer):
     Returns:
         The new state, a tuple (hidden, cell).
 
+    Raises:
+        ValueError: If `units` is not positive.
+
     Example:
         >>> layer = LSTMCell(4)
         >>> hidden, cell = layer(ops.zeros((2, 16)), layer.zero_state((2,)))
@@ -42,6 +45,8 @@ class LSTMCell(keras.layers.Layer):
 
     def __init__(self, units: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if units < 1:
+            raise ValueError(f"LSTMCell: expected units of at least 1, received {units}")
         self.units = units
         self.input_units = 4 * units
 

@@ -31,7 +31,7 @@ class Recurrent(keras.layers.Layer):
         bidirectional, and the last hidden state of each direction, concatenated alike (B, ...).
 
     Raises:
-        ValueError: If `cell` is unknown.
+        ValueError: If `cell` is unknown, or `units` is not positive.
 
     Example:
         >>> outputs, last = Recurrent(8)(ops.ones((2, 5, 3)))
@@ -78,9 +78,7 @@ class Recurrent(keras.layers.Layer):
             gates[1] = tuple(ops.flip(x, axis=0) for x in gates[1])
 
         batch = ops.shape(inputs)[0]
-        last_states, outputs = scan(
-            self._step, gates, [cell.zero_state((batch,)) for cell in self.cells]
-        )
+        last_states, outputs = scan(self._step, gates, [cell.zero_state((batch,)) for cell in self.cells])
         if self.bidirectional:
             outputs[1] = ops.flip(outputs[1], axis=0)
         outputs = ops.transpose(ops.concatenate(outputs, axis=-1), (1, 0, 2))  # (B, S, D)
@@ -88,8 +86,9 @@ class Recurrent(keras.layers.Layer):
         outputs *= ops.cast(ops.expand_dims(mask, -1), outputs.dtype)
         return outputs, ops.concatenate([state[0] for state in last_states], axis=-1)  # (B, D)
 
-    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
-        """None: the outputs are zero where the mask was False, and carry no mask of their own."""
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> tuple[Any, None]:
+        """The outputs keep the mask of the inputs; the last states have none."""
+        return previous_mask, None
 
     def _step(self, states: list, inputs: list) -> tuple[list, list]:
         new_states = []

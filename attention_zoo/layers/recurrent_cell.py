@@ -10,7 +10,7 @@ def recurrent_cell(cell: str, units: int, *, name: str, dtype: object = None) ->
     """Makes the cell called `cell`, "gru" or "lstm".
 
     Raises:
-        ValueError: If there is no cell of that name.
+        ValueError: If there is no cell of that name, or `units` is not positive.
     """
     if cell not in CELLS:
         raise ValueError(f"cell: expected one of {sorted(CELLS)}, received {cell!r}")

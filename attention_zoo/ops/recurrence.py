@@ -7,9 +7,7 @@ import keras
 from keras import ops
 
 
-def scan(
-    step: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, initial_state: Any
-) -> tuple[Any, Any]:
+def scan(step: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, initial_state: Any) -> tuple[Any, Any]:
     """Applies `step` along the first axis, carrying a state.
 
     `state_t, output_t = step(state_{t-1}, inputs_t)` for t = 0 ... T-1.
@@ -60,9 +58,7 @@ def _tensorflow_scan(
 
     def body(position: Any, state: Any, sinks: list[Any]) -> tuple[Any, Any, list[Any]]:
         state, outputs = step(state, inputs_at(position))
-        written = [
-            sink.write(position, x) for sink, x in zip(sinks, tf.nest.flatten(outputs), strict=True)
-        ]
+        written = [sink.write(position, x) for sink, x in zip(sinks, tf.nest.flatten(outputs), strict=True)]
         return position + 1, state, written
 
     _, state, sinks = tf.while_loop(
