@@ -237,10 +237,8 @@ class EncoderDecoder(keras.Model):
                 functools.partial(self._search, settings), jit_compile=True, autograph=False
             )
         # A list would be a constant of the compiled function; a tensor is its argument.
-        inputs = keras.tree.map_structure(
-            lambda x: None if x is None else tf.convert_to_tensor(x), (source, limits, forced_prefix)
-        )
-        return searches[key](*inputs)
+        inputs = (source, limits, forced_prefix)
+        return searches[key](*(None if x is None else tf.convert_to_tensor(x) for x in inputs))
 
     def _search(
         self, settings: dict[str, Any], source: Any, limits: Any, forced_prefix: Any

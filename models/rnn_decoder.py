@@ -218,7 +218,7 @@ class RNNDecoder(keras.layers.Layer):
                 outputs["attention"] = attention
             return state, outputs
 
-        _, outputs = scan(step, gates, state)
+        _, outputs = scan(step, gates, state, self._loop_weights())
         outputs = {name: ops.transpose(x, (1, 0, 2)) for name, x in outputs.items()}  # (B, T, ...)
         readout = outputs["readout"] if self.input_feeding else self._read_out(outputs, embedded, prepared)
         logits = self._logits(self.readout_dropout(readout, training=training))
@@ -318,6 +318,15 @@ class RNNDecoder(keras.layers.Layer):
         if self.attention is not None:
             outputs["context"] = context
         return {"cells": cells}, outputs, attention
+
+    def _loop_weights(self) -> list[keras.Variable]:
+        """The weights that `_advance` reads."""
+        layers = [*self.cells, *self.layer_projections]
+        if self.attention is not None:
+            layers += [self.attention, self.context_projection]
+        if self.input_feeding:
+            layers.append(self.readout)
+        return [weight for layer in layers for weight in layer.weights]
 
     def _attend(self, query: Any, prepared: dict[str, Any]) -> tuple[Any, Any]:
         if len(query.shape) == 3:  # (B, K, units): the attention sees the hypotheses as its target axis

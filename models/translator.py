@@ -180,7 +180,7 @@ class Translator(EncoderDecoder):
             max_length = _integer("max_length", max_length, max(1, settings["min_length"]))
         self.check_vocabularies()
         self._check_attention(settings["coverage_penalty"], return_attention)
-        sources = self.source_tokenizer.tokenize(tf.constant(texts, tf.string, [len(texts)])).to_list()
+        sources = self.source_tokenizer.tokenize(_encoded(texts)).to_list()
         self._check_lengths(texts, sources)
         prefixes = self._prefixes(prefix, len(texts), max_length)
 
@@ -228,7 +228,7 @@ class Translator(EncoderDecoder):
             raise ValueError(
                 f"translate: expected one prefix, or one per text ({count}), received {len(prefixes)}"
             )
-        rows = self.target_tokenizer.tokenize(tf.constant(prefixes, tf.string, [count])).to_list()
+        rows = self.target_tokenizer.tokenize(_encoded(prefixes)).to_list()
         longest = max(map(len, rows), default=0)
         if max_length is not None and longest > max_length:
             raise ValueError(
@@ -486,6 +486,11 @@ def _padded(rows: list[list[int]], count: int, width: int) -> np.ndarray:
     for row, ids in zip(padded, rows, strict=False):
         row[: len(ids)] = ids
     return padded
+
+
+def _encoded(texts: list[str]) -> tf.Tensor:
+    """A list of str as a string tensor; "?" for lone surrogates, which UTF-8 does not have."""
+    return tf.constant([text.encode("utf-8", "replace") for text in texts], tf.string, [len(texts)])
 
 
 def _decoded(strings: tf.Tensor) -> np.ndarray:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from attention_zoo.models import SentencePieceTokenizer, Translator
+from attention_zoo.models import Translator, WhitespaceTokenizer
 from attention_zoo.models.tokenizer import END_ID, PAD_ID, START_ID
 
 WORDS = ["ba", "do", "fi", "ge", "ku", "la", "mo", "ni"]
@@ -29,7 +29,7 @@ def copy_task(tokenizer, texts):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return SentencePieceTokenizer.train(random_texts(400, seed=1), vocabulary_size=26)  # a piece per word
+    return WhitespaceTokenizer(WORDS)
 
 
 @pytest.fixture(scope="session")
@@ -40,14 +40,14 @@ def training(tokenizer):
         "bahdanau",
         tokenizer,
         tokenizer,
-        encoder={"embedding_dim": 16, "units": 12, "dropout": 0.1},
-        decoder={"embedding_dim": 16, "units": 24, "dropout": 0.1, "attention": {"units": 12}},
+        encoder={"embedding_dim": 24, "units": 16, "dropout": 0.1},
+        decoder={"embedding_dim": 24, "units": 32, "dropout": 0.1, "attention": {"units": 16}},
         max_source_length=40,
     )
-    model.compile(keras.optimizers.Adam(0.02))
+    model.compile(keras.optimizers.Adam(0.01))
     inputs, labels = copy_task(tokenizer, random_texts(1024, seed=2))
     history = model.fit(
-        inputs, labels, batch_size=64, epochs=8, verbose=0,
+        inputs, labels, batch_size=64, epochs=20, verbose=0,
         validation_data=copy_task(tokenizer, random_texts(64, seed=3)),
     )  # fmt: skip
     return model, history
@@ -56,11 +56,3 @@ def training(tokenizer):
 @pytest.fixture(scope="session")
 def translator(training):
     return training[0]
-
-
-@pytest.fixture(scope="session")
-def exported(translator, tmp_path_factory):
-    """The folder that the trained translator was exported to, for reading only."""
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    translator.export(folder, beams=2)
-    return folder

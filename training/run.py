@@ -353,10 +353,16 @@ def write_results(
 
 
 def _changed_parts(recorded: Any, recipe: Recipe) -> list[str]:
-    """The parts of the recipe that decide the weights, and differ from the recorded ones."""
-    wanted = recipe.model_dump(mode="json")
+    """The parts of the recipe that decide the weights, and differ from the recorded ones.
+
+    The number of epochs is none of them: a run may go on for longer, or stop sooner.
+    """
     parts = ("seed", "data", "tokenizers", "model", "training")
-    return [part for part in parts if not isinstance(recorded, dict) or recorded.get(part) != wanted[part]]
+    recorded = recorded if isinstance(recorded, dict) else {}
+    wanted = recipe.model_dump(mode="json")
+    for settings in (recorded, wanted):
+        settings["training"] = {**settings.get("training", {}), "epochs": None}
+    return [part for part in parts if recorded.get(part) != wanted[part]]
 
 
 def _write(path: pathlib.Path, text: str) -> None:

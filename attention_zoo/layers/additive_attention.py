@@ -7,6 +7,7 @@ from keras import ops
 
 from attention_zoo.layers.attention import Attention
 from attention_zoo.ops import scores
+from attention_zoo.ops.linear import linear
 
 
 @keras.saving.register_keras_serializable(package="attention_zoo")
@@ -78,8 +79,7 @@ class AdditiveAttention(Attention):
 
     def project_query(self, query: Any) -> Any:
         """W q: (B, T, Dq) -> (B, T, U)."""
-        # An einsum: the gradient of a matmul between ranks 3 and 2 does not compile inside a loop.
-        return ops.einsum("btd,du->btu", query, ops.cast(self.W, self.compute_dtype))
+        return linear(query, ops.cast(self.W, self.compute_dtype))
 
     def project_key(self, key: Any) -> Any:
         """U k, plus b if v is normalized: (B, S, Dk) -> (B, S, U)."""

@@ -7,6 +7,7 @@ from keras import ops
 
 from attention_zoo.layers.attention import Attention
 from attention_zoo.ops import scores
+from attention_zoo.ops.linear import linear
 
 _SCORES = ("dot", "general", "concat")
 
@@ -91,8 +92,7 @@ class LuongAttention(Attention):
         if self.score != "concat":
             return query
         W = ops.cast(self.W, self.compute_dtype)
-        # An einsum: the gradient of a matmul between ranks 3 and 2 does not compile inside a loop.
-        return ops.einsum("btd,du->btu", query, W[: query.shape[-1]])
+        return linear(query, W[: query.shape[-1]])
 
     def project_key(self, key: Any) -> Any:
         """(B, S, Dk) -> (B, S, Dq), or (B, S, units) for "concat"."""

@@ -78,7 +78,9 @@ class Recurrent(keras.layers.Layer):
             gates[1] = tuple(ops.flip(x, axis=0) for x in gates[1])
 
         batch = ops.shape(inputs)[0]
-        last_states, outputs = scan(self._step, gates, [cell.zero_state((batch,)) for cell in self.cells])
+        states = [cell.zero_state((batch,)) for cell in self.cells]
+        weights = [weight for cell in self.cells for weight in cell.weights]
+        last_states, outputs = scan(self._step, gates, states, weights)
         if self.bidirectional:
             outputs[1] = ops.flip(outputs[1], axis=0)
         outputs = ops.transpose(ops.concatenate(outputs, axis=-1), (1, 0, 2))  # (B, S, D)

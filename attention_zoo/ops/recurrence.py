@@ -1,13 +1,18 @@
 """Recurrence over time: one loop for every recurrent encoder and decoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 
-def scan(step: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, initial_state: Any) -> tuple[Any, Any]:
+def scan(
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    inputs: Any,
+    initial_state: Any,
+    weights: Sequence[keras.Variable] = (),
+) -> tuple[Any, Any]:
     """Applies `step` along the first axis, carrying a state.
 
     `state_t, output_t = step(state_{t-1}, inputs_t)` for t = 0 ... T-1.
@@ -20,6 +25,8 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, initial_state
             keeps its structure, shapes and dtypes.
         inputs: Nest of tensors of shape (T, ...), T at least 1.
         initial_state: Nest of tensors.
+        weights: Variables that the step reads. They are read once, before the loop; TensorFlow would keep
+            a copy of the others for every position until the backward pass.
 
     Returns:
         The last state and the nest of outputs, stacked to (T, ...).
@@ -30,12 +37,15 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, initial_state
         array([0, 1, 3, 6], dtype=int32)
     """
     if keras.backend.backend() == "tensorflow":
-        return _tensorflow_scan(step, inputs, initial_state)
+        return _tensorflow_scan(step, inputs, initial_state, weights)
     return ops.scan(step, initial_state, inputs)
 
 
 def _tensorflow_scan(
-    step: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, initial_state: Any
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    inputs: Any,
+    initial_state: Any,
+    weights: Sequence[keras.Variable],
 ) -> tuple[Any, Any]:
     """The same with TensorArrays: `keras.ops.scan` does not compile under XLA when differentiated."""
     import tensorflow as tf
@@ -49,6 +59,8 @@ def _tensorflow_scan(
     def inputs_at(position: Any) -> Any:
         return tf.nest.pack_sequence_as(inputs, [source.read(position) for source in sources])
 
+    values = [(weight, ops.convert_to_tensor(weight)) for weight in weights]
+
     # Traced for the outputs' structure and shapes only; nothing depends on its values, so the graph
     # drops it again.
     _, first_outputs = step(initial_state, tf.nest.pack_sequence_as(inputs, [x[0] for x in flat_inputs]))
@@ -57,7 +69,8 @@ def _tensorflow_scan(
     ]
 
     def body(position: Any, state: Any, sinks: list[Any]) -> tuple[Any, Any, list[Any]]:
-        state, outputs = step(state, inputs_at(position))
+        with keras.StatelessScope(state_mapping=values):
+            state, outputs = step(state, inputs_at(position))
         written = [sink.write(position, x) for sink, x in zip(sinks, tf.nest.flatten(outputs), strict=True)]
         return position + 1, state, written
 
