@@ -131,12 +131,19 @@ class EncoderDecoder(keras.Model):
 
     def get_compile_config(self) -> dict[str, Any]:
         """What `compile` was given, so that a loaded model trains on in the same way."""
-        return keras.saving.serialize_keras_object(self._objective.arguments) if self.compiled else {}
+        if not self.compiled:
+            return {}
+        arguments = keras.saving.serialize_keras_object(self._objective.arguments)
+        return {**arguments, "optimizer_is_built": self.optimizer.built}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a loaded model as the saved one was."""
+        config = dict(config)
+        # The file holds an optimizer's state only if it has taken a step.
+        has_state = config.pop("optimizer_is_built", True)
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
+        if has_state:
+            self.optimizer.build(self.trainable_variables)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of training; called by `fit`."""

@@ -67,7 +67,7 @@ class TestFinishedRun:
     def test_another_recipe_is_refused(self, finished):
         folder, _ = finished
         with pytest.raises(ValueError, match=r"other seed, training; start over with --fresh"):
-            run.train(load(folder, "training.epochs=3", "seed=7"))
+            run.train(load(folder, "training.clip_norm=3.0", "seed=7"))
 
     def test_saved_model_that_does_not_load(self, tmp_path):
         with pytest.raises(RuntimeError, match="does not work in a fresh process"):
@@ -75,9 +75,9 @@ class TestFinishedRun:
 
 
 class TestFolder:
-    def test_other_search_is_the_same_training(self, tmp_path):
+    def test_other_search_or_more_epochs_are_the_same_training(self, tmp_path):
         run.prepare_folder(load(tmp_path), fresh=False)
-        run.prepare_folder(load(tmp_path, "search.beams=3"), fresh=False)
+        run.prepare_folder(load(tmp_path, "search.beams=3", "training.epochs=9"), fresh=False)
 
     def test_fresh_deletes_what_a_run_wrote_and_nothing_else(self, tmp_path):
         recipe = load(tmp_path)

@@ -226,12 +226,18 @@ def test_export_with_wrong_settings(translator, tmp_path, settings, error):
 
 
 def test_failing_export_leaves_nothing(translator, tmp_path, monkeypatch):
-    def write_half(self, folder, **kwargs):
-        (pathlib.Path(folder) / "saved_model.pb").write_text("half")
-        raise OSError("no space left")
+    class FullDisk:
+        def track(self, model):
+            pass
 
-    monkeypatch.setattr(keras.export.ExportArchive, "add_endpoint", lambda self, *args, **kwargs: None)
-    monkeypatch.setattr(keras.export.ExportArchive, "write_out", write_half)
+        def add_endpoint(self, *args, **kwargs):
+            pass
+
+        def write_out(self, folder, **kwargs):
+            (pathlib.Path(folder) / "saved_model.pb").write_text("half")
+            raise OSError("no space left")
+
+    monkeypatch.setattr(keras.export, "ExportArchive", FullDisk)
     (tmp_path / "empty").mkdir()
     for name in ("empty", "new"):
         with pytest.raises(OSError, match="no space left"):
@@ -323,7 +329,7 @@ def test_damaged_sentencepiece_model(exported, tmp_path):
         path,
         lambda name, data: data[:100] if name.endswith("sentencepiece.model") else data,
     )
-    with pytest.raises(ValueError, match="expected a SentencePiece model"):
+    with pytest.raises(ValueError, match=r"(?s)it is damaged.*SentencePieceTokenizer"):
         az.load(path)
 
 
@@ -342,6 +348,7 @@ def test_bytes_changed_on_disk(saved, tmp_path):
 def test_ordinary_use_is_silent(exported, tmp_path, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # Keras's and NumPy's; Python does not show them
         model = az.load(exported[0])
         model.compile(jit_compile=False)
         model.fit({"source": np.array([[4, 2]]), "target": np.array([[1, 4]])}, np.array([[4, 2]]), verbose=0)
