@@ -159,16 +159,31 @@ class SentencePieceTokenizer(Tokenizer):
         self.model = model
         self._set_pieces([processor.id_to_piece(i) for i in range(processor.vocab_size())])
         with tf.init_scope():  # as in _set_pieces
-            # TensorFlow Text names its resource after the graph node, so in a reloaded SavedModel two
-            # tokenizers would share one model; a name of its own keeps them apart.
-            name = f"sentencepiece_{hashlib.sha256(model).hexdigest()[:16]}"
-            self._sub_words = tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32, name=name)
+            self._sub_words = tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32)
+            self._sub_words._model_resource = _named_resource(model)
 
     def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return self._sub_words.tokenize(texts)
 
     def _join(self, ids: tf.RaggedTensor) -> tf.Tensor:
         return self._sub_words.detokenize(ids)
+
+
+def _named_resource(model: bytes) -> Any:
+    """The model as a resource of the graph, under a name of its own.
+
+    TensorFlow Text leaves the name to the kernel that makes the resource. It then dies with that kernel,
+    for example in `keras.utils.set_random_seed`, and in a reloaded SavedModel two tokenizers can take each
+    other's model.
+    """
+    from tensorflow_text.python.ops import sentencepiece_tokenizer as internals
+
+    class NamedResource(internals._SentencepieceModelResource):
+        def _create_resource(self) -> Any:
+            name = hashlib.sha256(model).hexdigest()
+            return internals.gen_sentencepiece_tokenizer.sentencepiece_op(model=model, shared_name=name)
+
+    return NamedResource(model, None)
 
 
 def _load(model: bytes) -> sentencepiece.SentencePieceProcessor:

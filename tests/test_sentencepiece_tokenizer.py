@@ -242,3 +242,10 @@ def test_saved_model_works_in_a_fresh_process_after_being_moved(tmp_path, tokeni
 def test_in_data_pipeline(tokenizer):
     dataset = tf.data.Dataset.from_tensor_slices(TEXTS).batch(4).map(tokenizer.tokenize)
     assert next(iter(dataset)).to_list() == tokenizer.tokenize(TEXTS).to_list()
+
+
+def test_survives_a_new_random_seed():
+    tokenizer = SentencePieceTokenizer.train(TEXTS, vocabulary_size=40)
+    before = tokenizer.tokenize(tf.constant(TEXTS)).to_list()
+    keras.utils.set_random_seed(1)  # clears TensorFlow's kernels
+    assert tokenizer.tokenize(tf.constant(TEXTS)).to_list() == before

@@ -69,7 +69,9 @@ class Recurrent(keras.layers.Layer):
         """Reads the sequence."""
         if mask is None:
             mask = ops.ones(ops.shape(inputs)[:2], "bool")
-        live = ops.expand_dims(ops.transpose(mask), -1)  # (S, B, 1)
+        # As integers, because oneDNN complains in the log about transposing booleans.
+        live = ops.cast(ops.transpose(ops.cast(mask, "int32")), "bool")  # (S, B)
+        live = ops.expand_dims(live, -1)  # (S, B, 1)
         gates = [
             (ops.transpose(projection(inputs), (1, 0, 2)), live)  # (S, B, gates), (S, B, 1)
             for projection in self.projections
