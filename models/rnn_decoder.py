@@ -7,6 +7,7 @@ from keras import ops
 
 from attention_zoo.layers.dropout import Dropout
 from attention_zoo.layers.recurrent_cell import recurrent_cell
+from attention_zoo.layers.token_embedding import TokenEmbedding
 from attention_zoo.ops.recurrence import scan
 
 
@@ -135,9 +136,7 @@ class RNNDecoder(keras.layers.Layer):
         self.input_feeding = attention is not None and query_state == "current"
         # === Layers ===
         policy = self.dtype_policy
-        self.embedding = keras.layers.Embedding(
-            vocabulary_size, embedding_dim, name="embedding", dtype=policy
-        )
+        self.embedding = TokenEmbedding(vocabulary_size, embedding_dim, name="embedding", dtype=policy)
         self.cells = [
             recurrent_cell(cell, units, name=f"cell_{index}", dtype=policy) for index in range(layers)
         ]

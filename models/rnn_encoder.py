@@ -6,6 +6,7 @@ import keras
 
 from attention_zoo.layers.dropout import Dropout
 from attention_zoo.layers.recurrent import Recurrent
+from attention_zoo.layers.token_embedding import TokenEmbedding
 from attention_zoo.ops.masks import padding_mask
 
 
@@ -78,7 +79,7 @@ class RNNEncoder(keras.layers.Layer):
         self.bidirectional = bidirectional
         self.dropout = dropout
         # === Layers ===
-        self.embedding = keras.layers.Embedding(
+        self.embedding = TokenEmbedding(
             vocabulary_size, embedding_dim, name="embedding", dtype=self.dtype_policy
         )
         self.recurrent = [

@@ -62,7 +62,7 @@ def read(recurrent, xs):
 
 def encode(encoder, ids):
     """Annotations (L, D) and summary (D,) of an `RNNEncoder` for the ids (L,) of one sentence."""
-    values = array(encoder.embedding.embeddings)[ids]
+    values = array(encoder.embedding.embeddings)[ids] * encoder.embedding_dim**0.5
     for recurrent in encoder.recurrent:
         values, summary = read(recurrent, values)
     return values, summary
@@ -92,7 +92,7 @@ def decode(decoder, target, values, summary):
     context, readout = summary, np.zeros(decoder.readout_units)
     logits, attention = [], []
     for token in target:
-        y = embeddings[token]
+        y = embeddings[token] * decoder.embedding_dim**0.5
         if before:
             context, weights = attend(decoder.attention, states[-1][0], values)
         x = dense(decoder.token_projection, y)

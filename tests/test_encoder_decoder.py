@@ -166,7 +166,6 @@ def test_losses_of_layers_are_added():
     model = make_model(loss=MaskedCrossentropy(), metrics=[], run_eagerly=True)
     batch = make_batch()
     loss = model.test_on_batch(*batch, return_dict=True)["loss"]
-    model.encoder.embedding.embeddings_regularizer = None
     model.encoder.embedding.embeddings.regularizer = keras.regularizers.L2(0.5)
     model.reset_metrics()
     penalty = 0.5 * np.sum(ops.convert_to_numpy(model.encoder.embedding.embeddings) ** 2)

@@ -9,5 +9,6 @@ __getattr__, __dir__, __all__ = attach(
         "AdditiveAttention": "additive_attention",
         "LuongAttention": "luong_attention",
         "Dropout": "dropout",
+        "TokenEmbedding": "token_embedding",
     },
 )
