@@ -274,8 +274,8 @@ class EncoderDecoder(keras.Model):
         self.built = True
 
     def get_build_config(self) -> dict[str, Any]:
-        """Nothing: the configuration alone determines every weight's shape."""
-        return {}
+        """No shape: the configuration alone determines every weight's. (Keras skips an empty dict.)"""
+        return {"input_shape": None}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Creates the weights of a loaded model."""
