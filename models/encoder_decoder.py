@@ -274,8 +274,8 @@ class EncoderDecoder(keras.Model):
         self.built = True
 
     def get_build_config(self) -> dict[str, Any]:
-        """No shape: the configuration alone determines every weight's. (Keras skips an empty dict.)"""
-        return {"input_shape": None}
+        """No shape: the configuration alone determines every weight's."""
+        return {"input_shape": None}  # not empty, or Keras would leave the loaded model unbuilt
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Creates the weights of a loaded model."""

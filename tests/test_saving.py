@@ -128,6 +128,7 @@ def test_compile_settings_come_back(tmp_path):
 def test_model_that_is_not_compiled(tmp_path):
     small_model(compiled=False).save(tmp_path / "model.keras")
     model = az.load(str(tmp_path / "model.keras"))
+    assert model.built
     assert not model.compiled
     model.compile(run_eagerly=True)
     fit(model, epochs=1)
