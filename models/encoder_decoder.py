@@ -29,6 +29,8 @@ class EncoderDecoder(keras.Model):
     Args:
         encoder: Layer from a source batch to a memory (see `RNNEncoder`).
         decoder: Layer with `call`, `prepare`, `initial_state` and `step` (see `RNNDecoder`).
+        share_embeddings: Whether source and target tokens are looked up in one matrix; encoder and decoder
+            need the same vocabulary and embedding width.
 
     Call arguments:
         inputs: dict of "source": what the encoder reads, and "target": int (B, T), starting with the
@@ -47,10 +49,19 @@ class EncoderDecoder(keras.Model):
         TensorShape([1, 2, 50])
     """
 
-    def __init__(self, encoder: keras.layers.Layer, decoder: keras.layers.Layer, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        encoder: keras.layers.Layer,
+        decoder: keras.layers.Layer,
+        share_embeddings: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        if share_embeddings:
+            _share_embeddings(encoder, decoder)
         self.encoder = encoder
         self.decoder = decoder
+        self.share_embeddings = share_embeddings
         self._objective = None
         # Inside a namespace, so that neither Keras nor TensorFlow takes the functions for model state.
         self._searches = types.SimpleNamespace(by_settings={})
@@ -218,7 +229,10 @@ class EncoderDecoder(keras.Model):
             return_attention: Whether the attention of the returned hypotheses is returned.
 
         Returns:
-            What `search.beam` returns: "tokens", "scores", "log_probabilities", "lengths", "attention".
+            What `search.beam` returns: "tokens", "scores", "log_probabilities", "lengths", "attention"; with
+            `return_attention`, also "alignment" (B, N, L, S), where each token looked in one matrix, "heads",
+            a dict of "cross" (B, N, L, layers, H, S) and for a Transformer "self" (B, N, L, layers, H, L),
+            and, if the encoder has attention, "encoder" (B, layers, H, S, S).
 
         Raises:
             ValueError: If a number is out of range, or a model without attention gets a `coverage_penalty`.
@@ -241,28 +255,81 @@ class EncoderDecoder(keras.Model):
         searches = self._searches.by_settings
         if key not in searches:
             searches[key] = tf.function(
-                functools.partial(self._search, settings), jit_compile=True, autograph=False
+                functools.partial(self.decode, settings), jit_compile=True, autograph=False
             )
         # A list would be a constant of the compiled function; a tensor is its argument.
         inputs = (source, limits, forced_prefix)
         return searches[key](*(None if x is None else tf.convert_to_tensor(x) for x in inputs))
 
-    def _search(
-        self, settings: dict[str, Any], source: Any, limits: Any, forced_prefix: Any
+    def decode(
+        self, settings: dict[str, Any], source: Any, limits: Any = None, forced_prefix: Any = None
     ) -> dict[str, Any]:
-        memory = self.encoder(source, training=False)
+        """What `generate` compiles, for those who compile it themselves; `settings` are its options."""
+        memory = self._encode(source, settings["return_attention"])
         prepared = self.decoder.prepare(memory)
-        state = self.decoder.initial_state(prepared, settings.get("beams", 1))
+        state = self.decoder.initial_state(
+            prepared, settings.get("beams", 1), max_positions=settings["max_length"] + 1
+        )
         decode = search.beam if "beams" in settings else search.greedy
-        return decode(
+        results = decode(
             lambda token, state: self.decoder.step(token, state, prepared),
             state,
             batch_size=ops.shape(memory["mask"])[0],
             limits=limits,
             forced_prefix=forced_prefix,
             source_mask=memory["mask"],
+            alignment=self.decoder.alignment,
             **settings,
         )
+        return results | self._attention_results(results["attention"], memory)
+
+    # === Scoring ===
+
+    def score_ids(
+        self, source: Any, target: Any, labels: Any, return_attention: bool = False
+    ) -> dict[str, Any]:
+        """What the model thinks of given outputs, compiled with XLA once per input shape.
+
+        Args:
+            source: What the encoder reads, e.g. int (B, S).
+            target: int (B, T), the outputs, beginning with the start token.
+            labels: int (B, T), the outputs, ending with the end token, padded with 0.
+            return_attention: Whether the attention is returned as well.
+
+        Returns:
+            A dict of "token_log_probabilities", float32 (B, T), 0 at padding; with `return_attention` also
+            "attention", "alignment", "heads" and "encoder" as from `generate`, without its axis N.
+        """
+        key = ("score", return_attention)
+        functions = self._searches.by_settings
+        if key not in functions:
+            functions[key] = tf.function(
+                functools.partial(self._score, return_attention), jit_compile=True, autograph=False
+            )
+        return functions[key](*(tf.convert_to_tensor(x) for x in (source, target, labels)))
+
+    def _score(self, return_attention: bool, source: Any, target: Any, labels: Any) -> dict[str, Any]:
+        memory = self._encode(source, return_attention)
+        logits, attention = self.decoder(target, memory, training=False, return_attention=True)
+        index = ops.expand_dims(labels, -1)  # (B, T, 1)
+        chosen = ops.take_along_axis(ops.log_softmax(logits), index, axis=-1)[..., 0]  # (B, T)
+        results = {"token_log_probabilities": ops.where(labels != 0, chosen, 0.0)}
+        return results | self._attention_results(attention if return_attention else None, memory)
+
+    def _encode(self, source: Any, return_attention: bool) -> dict[str, Any]:
+        asked = {"return_attention": True} if return_attention and self.encoder.has_attention else {}
+        return self.encoder(source, training=False, **asked)
+
+    def _attention_results(self, attention: Any, memory: dict[str, Any]) -> dict[str, Any]:
+        """The attention of the decoder and, if the memory has it, of the encoder, ready to be looked at."""
+        if attention is None:
+            return {"attention": None}
+        results = {
+            "attention": attention,
+            "alignment": self.decoder.alignment(attention),  # (..., T, S)
+            "heads": self.decoder.heads(attention),  # of (..., T, N, H, S)
+        }
+        return results | ({"encoder": memory["attention"]} if "attention" in memory else {})
 
     # === Saving ===
 
@@ -270,7 +337,8 @@ class EncoderDecoder(keras.Model):
         """Creates every weight by running once on the smallest input."""
         if not self.built:
             ids = ops.ones((1, 2), "int32")
-            self.decoder(ids, self.encoder(ids))
+            memory = self.encoder(ids)
+            self.decoder(ids, memory)
         self.built = True
 
     def get_build_config(self) -> dict[str, Any]:
@@ -300,14 +368,32 @@ class EncoderDecoder(keras.Model):
         """The constructor's arguments."""
         return {
             **super().get_config(),
-            "encoder": keras.saving.serialize_keras_object(self.encoder),
-            "decoder": keras.saving.serialize_keras_object(self.decoder),
+            "encoder": _serialize_unbuilt(self.encoder),
+            "decoder": _serialize_unbuilt(self.decoder),
+            "share_embeddings": self.share_embeddings,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "EncoderDecoder":
         """Builds the model from its configuration."""
         return cls(**{name: _deserialize(value) for name, value in config.items()})
+
+
+def _share_embeddings(encoder: keras.layers.Layer, decoder: keras.layers.Layer) -> None:
+    """Gives two layers that have no weights yet one embedding."""
+    if encoder.built or decoder.built:
+        raise ValueError(
+            "EncoderDecoder: expected an encoder and a decoder without weights with share_embeddings=True, "
+            "received one that has been called or built; make new ones"
+        )
+    embedding, other = encoder.make_embedding(), decoder.make_embedding()
+    sizes, expected = [(layer.vocabulary_size, layer.units, layer.scale) for layer in (other, embedding)]
+    if sizes != expected:
+        raise ValueError(
+            "EncoderDecoder: expected a decoder with the encoder's vocabulary, embedding width and scale, "
+            f"{expected}, with share_embeddings=True; received {sizes}"
+        )
+    encoder.embedding = decoder.embedding = embedding
 
 
 class _Objective:
@@ -372,6 +458,13 @@ def _described(batch: Any) -> Any:
     return keras.tree.map_structure(
         lambda x: f"{keras.backend.standardize_dtype(x.dtype)} {x.shape}" if hasattr(x, "dtype") else x, batch
     )
+
+
+def _serialize_unbuilt(layer: keras.layers.Layer) -> dict[str, Any]:
+    """The layer as a config from which it comes back without weights: the model builds it."""
+    config = keras.saving.serialize_keras_object(layer)
+    config.pop("build_config", None)  # with it, each would come back with an embedding of its own
+    return config
 
 
 def _deserialize(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """Named compositions, as plain data: reading this file is enough to know what each name builds.
 
 `encoder` and `decoder` hold the constructor arguments of the class they name; vocabulary sizes come
-from the tokenizers. Names that end in `_paper` have the published size, the others train on a CPU.
+from the tokenizers. Of recurrent models, names that end in `_paper` have the published size, the others
+train on a CPU; Transformers have the published sizes under the names that everybody gives them.
 """
 
 import copy
@@ -18,8 +19,8 @@ class Preset:
         name: What `from_preset` takes.
         description: One sentence for listings.
         encoder: {"class": name of an encoder in `attention_zoo.models`, **arguments}.
-        decoder: The same for the decoder; its "attention" is {"class": name of a layer in
-            `attention_zoo.layers`, **arguments} or None.
+        decoder: The same for the decoder; the "attention" of a recurrent one is {"class": name of a layer
+            in `attention_zoo.layers`, **arguments} or None.
         reference: The paper.
     """
 
@@ -32,6 +33,7 @@ class Preset:
 
 _BAHDANAU = "Bahdanau, Cho and Bengio 2015, arXiv:1409.0473"
 _LUONG = "Luong, Pham and Manning 2015, arXiv:1508.04025"
+_VASWANI = "Vaswani et al. 2017, arXiv:1706.03762"
 _CHO = "Cho et al. 2014, arXiv:1406.1078"
 
 _ENCODER = {"class": "RNNEncoder", "embedding_dim": 256, "units": 256, "dropout": 0.2}
@@ -83,6 +85,23 @@ def _luong(score: str) -> list[Preset]:
     ]
 
 
+def _transformer(size: str, layers: int, units: int, feed_forward_units: int, num_heads: int) -> Preset:
+    sizes = {
+        "layers": layers,
+        "units": units,
+        "feed_forward_units": feed_forward_units,
+        "num_heads": num_heads,
+        "dropout": 0.3 if size == "big" else 0.1,
+    }
+    return Preset(
+        name=f"transformer_{size}",
+        description=f"Transformer, {layers} + {layers} layers of {units} units, {num_heads} heads",
+        encoder={"class": "TransformerEncoder", **sizes},
+        decoder={"class": "TransformerDecoder", **sizes, "tie_embeddings": True},
+        reference=_VASWANI,
+    )
+
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in [
@@ -131,6 +150,10 @@ PRESETS: dict[str, Preset] = {
         *_luong("dot"),
         *_luong("general"),
         *_luong("concat"),
+        _transformer("tiny", layers=4, units=128, feed_forward_units=256, num_heads=4),
+        _transformer("small", layers=4, units=256, feed_forward_units=1024, num_heads=4),
+        _transformer("base", layers=6, units=512, feed_forward_units=2048, num_heads=8),
+        _transformer("big", layers=6, units=1024, feed_forward_units=4096, num_heads=16),
     ]
 }
 

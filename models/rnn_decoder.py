@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from attention_zoo.layers.dropout import Dropout
+from attention_zoo.layers.multi_head_attention import MultiHeadAttention
 from attention_zoo.layers.recurrent_cell import recurrent_cell
 from attention_zoo.layers.token_embedding import TokenEmbedding
 from attention_zoo.ops.recurrence import scan
@@ -49,7 +50,8 @@ class RNNDecoder(keras.layers.Layer):
 
     Returns:
         Logits, float32 (B, T, V), that predict the token after each position; if asked, also the
-        attention weights, float32 (B, T, S), or None for a decoder without attention.
+        attention weights, float32 (B, T, S), or (B, T, H, S) for one with heads, or None for a decoder
+        without attention.
 
     Raises:
         ValueError: If an option is unknown, a size is not positive, tied widths differ, or the attention is
@@ -136,7 +138,7 @@ class RNNDecoder(keras.layers.Layer):
         self.input_feeding = attention is not None and query_state == "current"
         # === Layers ===
         policy = self.dtype_policy
-        self.embedding = TokenEmbedding(vocabulary_size, embedding_dim, name="embedding", dtype=policy)
+        self.embedding = None  # made by `build`, unless another layer's is shared
         self.cells = [
             recurrent_cell(cell, units, name=f"cell_{index}", dtype=policy) for index in range(layers)
         ]
@@ -164,15 +166,31 @@ class RNNDecoder(keras.layers.Layer):
         self.layer_dropout = Dropout(dropout, name="layer_dropout", dtype=policy)
         self.readout_dropout = Dropout(dropout, name="readout_dropout", dtype=policy)
 
+    head_parts = ("cross",)  # what `heads` returns
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether there is attention to return."""
+        return self.attention is not None
+
+    def make_embedding(self) -> TokenEmbedding:
+        """The layer that looks up tokens."""
+        return TokenEmbedding(
+            self.vocabulary_size, self.embedding_dim, name="embedding", dtype=self.dtype_policy
+        )
+
     def build(self, target_shape: Any, memory_shape: dict[str, Any]) -> None:
         """Creates every weight from the widths of the memory."""
         summary_shape = memory_shape["summary"]
         context_dim = summary_shape[-1]
         if self.attention is not None:
-            context_dim = memory_shape["values"][-1]
+            context_dim = self.attention.context_dim(self.units, memory_shape["values"][-1])
             if not self.attention.built:
                 self.attention.build((None, None, self.units), memory_shape["values"])
-        self.embedding.build(target_shape)
+        if self.embedding is None:
+            self.embedding = self.make_embedding()
+        if not self.embedding.built:
+            self.embedding.build(target_shape)
         self.token_projection.build((None, None, self.embedding_dim))
         self.context_projection.build((None, None, self.readout_units if self.input_feeding else context_dim))
         for projection in self.layer_projections:
@@ -207,7 +225,7 @@ class RNNDecoder(keras.layers.Layer):
         # One hypothesis per source: without its axis the loop's products are between matrices, whose
         # gradients compile under XLA at any batch size.
         state = keras.tree.map_structure(lambda x: ops.squeeze(x, 1), self.initial_state(prepared))
-        embedded = self.embedding_dropout(self.embedding(target), training=training)  # (B, T, E)
+        embedded = self.embedding_dropout(self._embed(target), training=training)  # (B, T, E)
         gates = ops.transpose(self._token_gates(embedded, prepared), (1, 0, 2))  # (T, B, gates)
         layer_masks = self._layer_masks(ops.shape(target)[0], training)
 
@@ -218,7 +236,7 @@ class RNNDecoder(keras.layers.Layer):
             return state, outputs
 
         _, outputs = scan(step, gates, state, self._loop_weights())
-        outputs = {name: ops.transpose(x, (1, 0, 2)) for name, x in outputs.items()}  # (B, T, ...)
+        outputs = {name: ops.swapaxes(x, 0, 1) for name, x in outputs.items()}  # (B, T, ...)
         readout = outputs["readout"] if self.input_feeding else self._read_out(outputs, embedded, prepared)
         logits = self._logits(self.readout_dropout(readout, training=training))
         return (logits, outputs.get("attention")) if return_attention else logits
@@ -245,12 +263,15 @@ class RNNDecoder(keras.layers.Layer):
             prepared["mask"] = ops.expand_dims(memory["mask"], 1)  # (B, 1, S)
         return prepared
 
-    def initial_state(self, prepared: dict[str, Any], hypotheses: int = 1) -> dict[str, Any]:
+    def initial_state(
+        self, prepared: dict[str, Any], hypotheses: int = 1, max_positions: Any = None
+    ) -> dict[str, Any]:
         """The state before the first position.
 
         Args:
             prepared: What `prepare` returned.
             hypotheses: K, the number of hypotheses per source.
+            max_positions: Most positions there will be; this state's size does not depend on it.
 
         Returns:
             A nest of tensors (B, K, ...).
@@ -276,13 +297,37 @@ class RNNDecoder(keras.layers.Layer):
             prepared: What `prepare` returned.
 
         Returns:
-            Logits, float32 (B, K, V); the new state; the attention weights, float32 (B, K, S), or None.
+            Logits, float32 (B, K, V); the new state; the attention weights, float32 (B, K, S) or
+            (B, K, H, S), or None.
         """
-        embedded = self.embedding(token)  # (B, K, E)
+        embedded = self._embed(token)  # (B, K, E)
         gates = self._token_gates(embedded, prepared)  # (B, K, gates)
         state, outputs, attention = self._advance(gates, state, prepared, None)
         readout = outputs["readout"] if self.input_feeding else self._read_out(outputs, embedded, prepared)
         return self._logits(readout), state, attention
+
+    def alignment(self, attention: Any) -> Any:
+        """Where each position looked in the source, in one matrix.
+
+        Args:
+            attention: As `call` or `step` return it, possibly with more axes before.
+
+        Returns:
+            (..., S), the mean of the heads if there are any.
+        """
+        return ops.mean(attention, axis=-2) if self._has_heads else attention
+
+    def heads(self, attention: Any) -> dict[str, Any]:
+        """The attention by layer and head: {"cross": (..., N, H, S)}; N is 1, and so is H without heads."""
+        axis = -3 if self._has_heads else (-3, -2)
+        return {"cross": ops.expand_dims(attention, axis)}
+
+    @property
+    def _has_heads(self) -> bool:
+        return isinstance(self.attention, MultiHeadAttention)
+
+    def _embed(self, ids: Any) -> Any:
+        return ops.cast(self.embedding(ids), self.compute_dtype)  # a shared one may have another policy
 
     def _token_gates(self, embedded: Any, prepared: dict[str, Any]) -> Any:
         """The part of the first cell's input that needs no recurrence."""
@@ -329,9 +374,12 @@ class RNNDecoder(keras.layers.Layer):
 
     def _attend(self, query: Any, prepared: dict[str, Any]) -> tuple[Any, Any]:
         if len(query.shape) == 3:  # (B, K, units): the attention sees the hypotheses as its target axis
-            return self.attention.attend(query, prepared["memory"], prepared["mask"])
+            context, weights = self.attention.attend(query, prepared["memory"], prepared["mask"])
+            if self._has_heads:
+                weights = ops.transpose(weights, (0, 2, 1, 3))  # (B, K, H, S)
+            return context, weights
         context, weights = self._attend(ops.expand_dims(query, 1), prepared)
-        return ops.squeeze(context, 1), ops.squeeze(weights, 1)  # (B, D), (B, S)
+        return ops.squeeze(context, 1), ops.squeeze(weights, 1)  # (B, D), (B, S) or (B, H, S)
 
     def _read_out(
         self, outputs: dict[str, Any], embedded: Any = None, prepared: dict[str, Any] | None = None

@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+from keras import ops
 
 from attention_zoo.layers.dropout import Dropout
 from attention_zoo.layers.recurrent import Recurrent
@@ -49,6 +50,8 @@ class RNNEncoder(keras.layers.Layer):
         Translate", section 3.2; Cho et al. 2014 for the plain recurrent encoder.
     """
 
+    has_attention = False
+
     def __init__(
         self,
         vocabulary_size: int,
@@ -79,9 +82,7 @@ class RNNEncoder(keras.layers.Layer):
         self.bidirectional = bidirectional
         self.dropout = dropout
         # === Layers ===
-        self.embedding = TokenEmbedding(
-            vocabulary_size, embedding_dim, name="embedding", dtype=self.dtype_policy
-        )
+        self.embedding = None  # made by `build`, unless another layer's is shared
         self.recurrent = [
             Recurrent(units, cell, bidirectional, name=f"recurrent_{index}", dtype=self.dtype_policy)
             for index in range(layers)
@@ -96,9 +97,18 @@ class RNNEncoder(keras.layers.Layer):
         """Width of the memory's values and of its summary."""
         return self.units * (2 if self.bidirectional else 1)
 
+    def make_embedding(self) -> TokenEmbedding:
+        """The layer that looks up tokens."""
+        return TokenEmbedding(
+            self.vocabulary_size, self.embedding_dim, name="embedding", dtype=self.dtype_policy
+        )
+
     def build(self, ids_shape: Any = None) -> None:
         """Creates every weight; the shape of the ids does not matter."""
-        self.embedding.build(ids_shape)
+        if self.embedding is None:
+            self.embedding = self.make_embedding()
+        if not self.embedding.built:
+            self.embedding.build(ids_shape)
         width = self.embedding_dim
         for recurrent in self.recurrent:
             recurrent.build((None, None, width))
@@ -108,7 +118,8 @@ class RNNEncoder(keras.layers.Layer):
     def call(self, ids: Any, training: bool | None = None) -> dict[str, Any]:
         """Encodes a batch of sentences."""
         mask = padding_mask(ids)  # (B, S)
-        values = self.embedding(ids)  # (B, S, E)
+        # A shared embedding may have another policy.
+        values = ops.cast(self.embedding(ids), self.compute_dtype)  # (B, S, E)
         for recurrent, dropout in zip(self.recurrent, self.dropouts, strict=True):
             values = dropout(values, training=training)
             values, summary = recurrent(values, mask=mask)  # (B, S, D), (B, D)

@@ -23,6 +23,11 @@ class Translation:
         attention: float (T, S): row t is where the model looked while it wrote token t. None if it was
             not asked for, or if the model has no attention.
         alternatives: The next best translations, best first.
+        heads: The attention of every layer and head, float, as far as the model has it: "cross"
+            (N, H, T, S), from target to source; "self" (N, H, T, T), of the decoder, where row t, which wrote
+            token t, looks at the start token and the tokens before t; "encoder" (N, H, S, S). Empty if it was
+            not asked for.
+        log_probabilities: float (T,), of each token, from `Translator.score`; None from `translate`.
 
     Example:
         >>> attention = np.array([[0.9, 0.1], [0.2, 0.8]])
@@ -36,6 +41,8 @@ class Translation:
     source_tokens: list[str]
     attention: np.ndarray | None = None
     alternatives: list["Translation"] = dataclasses.field(default_factory=list)
+    heads: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    log_probabilities: np.ndarray | None = None
 
     def __str__(self) -> str:
         return self.text

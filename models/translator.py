@@ -13,22 +13,25 @@ from keras import ops
 
 from attention_zoo.layers.additive_attention import AdditiveAttention
 from attention_zoo.layers.luong_attention import LuongAttention
+from attention_zoo.layers.multi_head_attention import MultiHeadAttention
 from attention_zoo.models import presets
 from attention_zoo.models.encoder_decoder import EncoderDecoder
 from attention_zoo.models.rnn_decoder import RNNDecoder
 from attention_zoo.models.rnn_encoder import RNNEncoder
-from attention_zoo.models.tokenizer import END_ID, PAD_ID, Tokenizer
+from attention_zoo.models.shapes import most_tokens, padded_count, padded_length
+from attention_zoo.models.tokenizer import END_ID, PAD_ID, START_ID, Tokenizer
+from attention_zoo.models.transformer_decoder import TransformerDecoder
+from attention_zoo.models.transformer_encoder import TransformerEncoder
 from attention_zoo.models.translation import Translation
 
 # What the "class" of a preset's parts may name.
-ENCODERS = {"RNNEncoder": RNNEncoder}
-DECODERS = {"RNNDecoder": RNNDecoder}
-ATTENTIONS = {"AdditiveAttention": AdditiveAttention, "LuongAttention": LuongAttention}
-
-# Every new input shape costs an XLA compile, so sentences are padded to a few lengths (16, 32, 64, ...)
-# and batches to a few sizes (1, 8, 32, and doubled from there on).
-SMALLEST_LENGTH = 16
-BATCH_SIZES = (1, 8, 32)
+ENCODERS = {"RNNEncoder": RNNEncoder, "TransformerEncoder": TransformerEncoder}
+DECODERS = {"RNNDecoder": RNNDecoder, "TransformerDecoder": TransformerDecoder}
+ATTENTIONS = {
+    "AdditiveAttention": AdditiveAttention,
+    "LuongAttention": LuongAttention,
+    "MultiHeadAttention": MultiHeadAttention,
+}
 
 
 @keras.saving.register_keras_serializable(package="attention_zoo")
@@ -103,7 +106,7 @@ class Translator(EncoderDecoder):
         dtype = kwargs.get("dtype")
         encoder = presets.override(preset.encoder, encoder)
         decoder = presets.override(preset.decoder, decoder)
-        if isinstance(decoder["attention"], dict):
+        if isinstance(decoder.get("attention"), dict):
             decoder["attention"] = _make(ATTENTIONS, decoder["attention"], dtype=dtype)
         encoder_size, decoder_size = source_tokenizer.vocabulary_size, target_tokenizer.vocabulary_size
         model = cls(
@@ -194,27 +197,136 @@ class Translator(EncoderDecoder):
                 [sources[i] for i in chosen],
                 [prefixes[i] for i in chosen],
                 max_length,
-                _padded_count(len(chosen), batch_size),
+                padded_count(len(chosen), batch_size),
                 settings,
             )
             for index, translation in zip(chosen, batch, strict=True):
                 translations[index] = translation
         return translations[0] if single else translations
 
+    def score(
+        self,
+        sources: str | Sequence[str],
+        targets: str | Sequence[str],
+        length_penalty: float = 1.0,
+        return_attention: bool = False,
+        batch_size: int = 32,
+    ) -> Translation | list[Translation]:
+        """Scores given translations: how probable the model finds them.
+
+        Args:
+            sources: A string, or a sequence of strings.
+            targets: Their translations, a string for a string.
+            length_penalty: alpha of the score log P / ((5 + length) / 6) ** alpha, as in `translate`; 0 gives
+                the log-probability itself.
+            return_attention: Whether each carries its alignment; needs a model with attention.
+            batch_size: Pairs scored at once. The result does not depend on it.
+
+        Returns:
+            For each pair a `Translation` with the given text, its score, tokens and `log_probabilities` of
+            the tokens; one for a string, a list for a sequence.
+
+        Raises:
+            TypeError: If `sources` or `targets` is not made of strings, or a number is none.
+            ValueError: If there are not as many targets as sources, a source is blank or longer than
+                `max_source_length` tokens, or the model has no attention and it is asked for.
+
+        Example:
+            >>> from attention_zoo.models import Translator, WhitespaceTokenizer
+            >>> words = WhitespaceTokenizer(["good", "morning"])
+            >>> model = Translator.from_preset("bahdanau", source_tokenizer=words, target_tokenizer=words)
+            >>> model.score("good morning", "morning").score < 0
+            True
+        """
+        if isinstance(sources, str) != isinstance(targets, str):
+            raise TypeError(
+                "score: expected two strings or two sequences of strings, received "
+                f"{type(sources).__name__} and {type(targets).__name__}"
+            )
+        single = isinstance(sources, str)
+        sources = _strings("sources", [sources] if single else sources, "score")
+        targets = _strings("targets", [targets] if single else targets, "score")
+        if len(sources) != len(targets):
+            raise ValueError(
+                f"score: expected a target for each source, received {len(sources)} sources and "
+                f"{len(targets)} targets"
+            )
+        alpha = _not_negative("length_penalty", length_penalty)
+        batch_size = _integer("batch_size", batch_size, 1)
+        self.check_vocabularies()
+        self._check_attention(0.0, return_attention)
+        source_ids = self.source_tokenizer.tokenize(_encoded(sources)).to_list()
+        self._check_lengths(sources, source_ids, "score")
+        for number, ids in enumerate(source_ids):
+            if not ids:
+                raise ValueError(f"score: expected sources with text, received a blank one, number {number}")
+        target_ids = self.target_tokenizer.tokenize(_encoded(targets)).to_list()
+
+        scored: list[Translation] = [None] * len(sources)
+        order = sorted(range(len(sources)), key=lambda i: (len(source_ids[i]), len(target_ids[i])))
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = self._score_batch(
+                [source_ids[i] for i in chosen],
+                [target_ids[i] for i in chosen],
+                [targets[i] for i in chosen],
+                padded_count(len(chosen), batch_size),
+                alpha,
+                bool(return_attention),
+            )
+            for index, translation in zip(chosen, batch, strict=True):
+                scored[index] = translation
+        return scored[0] if single else scored
+
+    def _score_batch(
+        self,
+        sources: list[list[int]],
+        targets: list[list[int]],
+        texts: list[str],
+        rows: int,
+        alpha: float,
+        return_attention: bool,
+    ) -> list[Translation]:
+        source = _padded([[*ids, END_ID] for ids in sources], rows, padded_length(max(map(len, sources)) + 1))
+        width = padded_length(max(map(len, targets)) + 1)
+        labels = _padded([[*ids, END_ID] for ids in targets], rows, width)
+        target = _padded([[START_ID, *ids] for ids in targets], rows, width)
+        results = self.score_ids(source, target, labels, return_attention)
+
+        log_probabilities = ops.convert_to_numpy(results["token_log_probabilities"])  # (B, T)
+        source_pieces = _decoded(self.source_tokenizer.pieces(source))
+        pieces = _decoded(self.target_tokenizer.pieces(labels))
+        attention = _attention_arrays(results)
+        translations = []
+        for row, (ids, target_ids) in enumerate(zip(sources, targets, strict=True)):
+            length, source_length = len(target_ids) + 1, len(ids) + 1
+            tokens = log_probabilities[row, :length].copy()
+            translations.append(
+                Translation(
+                    text=texts[row],
+                    score=float(tokens.sum() / ((5 + length) / 6) ** alpha),
+                    tokens=list(pieces[row, :length]),
+                    source_tokens=list(source_pieces[row, :source_length]),
+                    log_probabilities=tokens,
+                    **_attention_of(attention, (row,), length, source_length),
+                )
+            )
+        return translations
+
     def _check_attention(self, coverage_penalty: float, return_attention: bool = False) -> None:
-        if not self._has_attention and (coverage_penalty or return_attention):
+        if not self.decoder.has_attention and (coverage_penalty or return_attention):
             asked = "return_attention=True" if return_attention else f"coverage_penalty={coverage_penalty}"
             raise ValueError(
                 f"Translator: expected a model with attention for {asked}, received one whose decoder has "
                 "none; leave that argument out, or take another preset, e.g. 'bahdanau'"
             )
 
-    def _check_lengths(self, texts: list[str], sources: list[list[int]]) -> None:
+    def _check_lengths(self, texts: list[str], sources: list[list[int]], caller: str = "translate") -> None:
         for text, ids in zip(texts, sources, strict=True):
             if len(ids) + 1 > self.max_source_length:
                 raise ValueError(
-                    f"translate: expected texts of at most {self.max_source_length} tokens, received one of "
-                    f"{len(ids) + 1} ({text[:40]!r}...); translate it sentence by sentence"
+                    f"{caller}: expected texts of at most {self.max_source_length} tokens, received one of "
+                    f"{len(ids) + 1} ({text[:40]!r}...); {caller} it sentence by sentence"
                 )
 
     def _prefixes(
@@ -246,22 +358,22 @@ class Translator(EncoderDecoder):
         settings: dict[str, Any],
     ) -> list[Translation]:
         count = len(sources)
-        width = _padded_length(max(map(len, sources)) + 1)
+        width = padded_length(max(map(len, sources)) + 1)
         source = _padded([[*ids, END_ID] for ids in sources], rows, width)  # (B, S)
         lengths = np.sum(source != PAD_ID, axis=1)
         forced, prefix_lengths = None, np.zeros(rows, "int32")
         if any(prefixes):
-            forced = _padded(prefixes, rows, _padded_length(max(map(len, prefixes))))  # (B, P)
+            forced = _padded(prefixes, rows, padded_length(max(map(len, prefixes))))  # (B, P)
             prefix_lengths = np.sum(forced != PAD_ID, axis=1)
         if max_length is None:
-            limits = np.maximum(_most_tokens(lengths), np.maximum(settings["min_length"], prefix_lengths))
+            limits = np.maximum(most_tokens(lengths), np.maximum(settings["min_length"], prefix_lengths))
         else:
             limits = np.full(rows, max_length)
         limits = np.where(lengths > 0, limits, 0)  # nothing to say where there is no text
         # The limits are exact; the search's own maximum is one of a few, because each costs a compile.
-        most = _most_tokens(width)
+        most = most_tokens(width)
         if max_length is not None or limits.max() > most:
-            most = _padded_length(int(limits.max()))
+            most = padded_length(int(limits.max()))
         results = self.generate(
             source, limits=limits.astype("int32"), max_length=most, forced_prefix=forced, **settings
         )
@@ -274,9 +386,7 @@ class Translator(EncoderDecoder):
         scores = ops.convert_to_numpy(results["scores"])
         ends = ops.convert_to_numpy(results["lengths"])[:count]
         found = np.sum(ends > 0, axis=1)  # fewer than N where no more hypotheses exist
-        attention = results["attention"]
-        if attention is not None:
-            attention = ops.convert_to_numpy(attention)
+        attention = _attention_arrays(results)
 
         def hypothesis(row: int, rank: int) -> Translation:
             end = ends[row, rank]
@@ -285,8 +395,7 @@ class Translator(EncoderDecoder):
                 score=float(scores[row, rank]),
                 tokens=list(pieces[row, rank, :end]),
                 source_tokens=list(source_pieces[row, : lengths[row]]),
-                # A copy, so that one translation does not keep the arrays of the whole batch.
-                attention=None if attention is None else attention[row, rank, :end, : lengths[row]].copy(),
+                **_attention_of(attention, (row, rank), end, lengths[row]),
                 alternatives=[hypothesis(row, other) for other in range(1, found[row])] if rank == 0 else [],
             )
 
@@ -305,8 +414,10 @@ class Translator(EncoderDecoder):
 
         The signature "serving_default" takes "texts": string (B,) and returns "text": string (B,),
         "score": float32 (B,), "tokens": string (B, L) and "source_tokens": string (B, S), both padded
-        with "", and for a model with attention "attention": float32 (B, L, S). Loading it needs only
-        tensorflow and tensorflow_text.
+        with "", and for a model with attention "attention": float32 (B, L, S), the alignment. The signature
+        "heads" of such a model returns the attention of every layer and head besides: "cross_heads"
+        (B, N, H, L, S), and for a Transformer "self_heads" (B, N, H, L, L) and "encoder_heads"
+        (B, N, H, S, S). Loading it needs only tensorflow and tensorflow_text.
 
         Args:
             folder: Where to write; must not exist, or be empty.
@@ -319,7 +430,7 @@ class Translator(EncoderDecoder):
             TypeError: If a number is none.
             ValueError: If a number is out of range, or a model without attention gets a `coverage_penalty`.
         """
-        from attention_zoo.models import saving
+        from attention_zoo.models import saving, serving
 
         beams = _integer("beams", beams, 1)
         settings = {
@@ -333,73 +444,15 @@ class Translator(EncoderDecoder):
         with saving.written_whole(folder) as temporary:
             archive = keras.export.ExportArchive()
             archive.track(self)
-            archive.add_endpoint(
-                "serve",
-                lambda texts: self._serve(settings, texts),
-                input_signature=[tf.TensorSpec((None,), tf.string, name="texts")],
-            )
+            texts = [tf.TensorSpec((None,), tf.string, name="texts")]
+            archive.add_endpoint("serve", serving.function(self, settings), input_signature=texts)
+            if self.decoder.has_attention:
+                heads = serving.function(self, settings, heads=True)
+                archive.add_endpoint("heads", heads, input_signature=texts)
             archive.write_out(temporary, verbose=False)
             file = temporary / saving.KERAS_FILE
             file.parent.mkdir()
             self.save(file)
-
-    def _serve(self, settings: dict[str, Any], texts: Any) -> dict[str, Any]:
-        """Strings to strings inside one graph; only the search is compiled, for a few input shapes."""
-        ids = self.source_tokenizer.tokenize(texts)
-        count = tf.shape(texts)[0]
-        blank = ids.row_lengths() == 0  # (B,): such a text stays all padding, and its translation empty
-        ids = tf.concat([ids, tf.ragged.boolean_mask(tf.fill([count, 1], END_ID), ~blank[:, None])], axis=1)
-        source = ids.to_tensor(PAD_ID)  # (B, S)
-        length = tf.shape(source)[1]
-        too_long = tf.debugging.assert_less_equal(
-            length,
-            self.max_source_length,
-            f"expected texts of at most {self.max_source_length} tokens; translate sentence by sentence",
-        )
-        with tf.control_dependencies([too_long]):
-            width = _padded_length_in_graph(length)
-        rows = tf.where(count <= 1, BATCH_SIZES[0], tf.where(count <= BATCH_SIZES[1], *BATCH_SIZES[1:]))
-        chunks = tf.maximum(1, -(-count // rows))
-        source = tf.pad(source, [[0, chunks * rows - count], [0, width - length]])
-        source = tf.reshape(source, (chunks, rows, width))  # (chunks, rows, S)
-
-        @tf.function(jit_compile=True, autograph=False)
-        def search(source: Any) -> dict[str, Any]:
-            lengths = tf.math.count_nonzero(source, axis=1, dtype="int32")
-            limits = tf.where(lengths > 0, _most_tokens(lengths), 0)
-            settings_here = {**settings, "min_length": 0, "return_attention": self._has_attention}
-            settings_here["max_length"] = _most_tokens(tf.shape(source)[1])
-            results = self._search(settings_here, source, limits, None)
-            kept = {"tokens": results["tokens"], "scores": results["scores"]}
-            if self._has_attention:
-                kept["attention"] = results["attention"]
-            return kept
-
-        signature = {"tokens": tf.int32, "scores": tf.float32}
-        if self._has_attention:
-            signature["attention"] = tf.float32
-        results = tf.map_fn(search, source, fn_output_signature=signature)
-        results = {
-            name: tf.reshape(x, tf.concat([[chunks * rows], tf.shape(x)[3:]], 0))[:count]  # (B, L, ...)
-            for name, x in results.items()
-        }
-        tokens = tf.where(blank[:, None], PAD_ID, results["tokens"])  # (B, L)
-        longest = tf.maximum(0, tf.reduce_max(tf.math.count_nonzero(tokens, axis=1, dtype="int32")))
-        tokens = tokens[:, :longest]
-        source = tf.reshape(source, (chunks * rows, width))[:count, :length]  # (B, S)
-        outputs = {
-            "text": self.target_tokenizer.detokenize(tokens),
-            "score": tf.where(blank, 0.0, results["scores"]),
-            "tokens": self.target_tokenizer.pieces(tokens),
-            "source_tokens": self.source_tokenizer.pieces(source),
-        }
-        if self._has_attention:
-            outputs["attention"] = results["attention"][:, :longest, :length]
-        return outputs
-
-    @property
-    def _has_attention(self) -> bool:
-        return self.decoder.attention is not None
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -409,6 +462,34 @@ class Translator(EncoderDecoder):
             "target_tokenizer": keras.saving.serialize_keras_object(self.target_tokenizer),
             "max_source_length": self.max_source_length,
         }
+
+
+def _attention_arrays(results: dict[str, Any]) -> dict[str, Any] | None:
+    """What `generate` found out about attention, in NumPy; None if it was not asked."""
+    if results["attention"] is None:
+        return None
+    parts = {name: results[name] for name in ("alignment", "heads", "encoder") if name in results}
+    return keras.tree.map_structure(ops.convert_to_numpy, parts)
+
+
+def _attention_of(
+    arrays: dict[str, Any] | None, index: tuple[int, ...], target_length: int, source_length: int
+) -> dict[str, Any]:
+    """The attention of one hypothesis, at (row, rank), as arguments of `Translation`, without padding."""
+    if arrays is None:
+        return {}
+    # Copies, so that one translation does not keep the arrays of the whole batch.
+    widths = {"cross": source_length, "self": target_length}
+    heads = {
+        name: np.moveaxis(x[index][:target_length, ..., : widths[name]], 0, 2).copy()  # (N, H, T, S)
+        for name, x in arrays["heads"].items()
+    }
+    if "encoder" in arrays:
+        heads["encoder"] = arrays["encoder"][index[0], :, :, :source_length, :source_length].copy()
+    return {
+        "attention": arrays["alignment"][index][:target_length, :source_length].copy(),
+        "heads": heads,
+    }
 
 
 def _make(classes: dict[str, type], arguments: dict[str, Any], **fixed: Any) -> Any:
@@ -426,9 +507,9 @@ def _make(classes: dict[str, type], arguments: dict[str, Any], **fixed: Any) -> 
     return classes[name](**arguments, **fixed)
 
 
-def _strings(name: str, values: Any) -> list[str]:
+def _strings(name: str, values: Any, caller: str = "translate") -> list[str]:
     """The values as a list, if they are a sequence of strings."""
-    expected = f"translate: expected {name} to be a string or a sequence of strings"
+    expected = f"{caller}: expected {name} to be a string or a sequence of strings"
     if isinstance(values, bytes | Mapping) or not isinstance(values, Iterable):
         raise TypeError(f"{expected}, received {type(values).__name__}")
     values = list(values)
@@ -457,27 +538,6 @@ def _not_negative(name: str, value: Any) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name}: expected a number of at least 0, received {value}")
     return float(value)
-
-
-def _most_tokens(source_tokens: Any) -> Any:
-    """Most tokens of a translation: room for languages that need twice as many, and for short texts."""
-    return 2 * source_tokens + 20
-
-
-def _padded_length(length: int) -> int:
-    """The length, with the end token, that a source of this length is padded to."""
-    return max(SMALLEST_LENGTH, 1 << (length - 1).bit_length())
-
-
-def _padded_length_in_graph(length: Any) -> Any:
-    lengths = tf.constant([SMALLEST_LENGTH << power for power in range(24)])
-    return tf.reduce_min(tf.boolean_mask(lengths, lengths >= length))
-
-
-def _padded_count(count: int, batch_size: int) -> int:
-    """The number of rows that a batch of this many texts is padded to."""
-    sizes = [*BATCH_SIZES, 1 << (count - 1).bit_length()]
-    return min(batch_size, next(size for size in sizes if size >= count))
 
 
 def _padded(rows: list[list[int]], count: int, width: int) -> np.ndarray:

@@ -12,11 +12,10 @@ from attention_zoo.training.text_data import ParallelText
 
 logger = logging.getLogger("attention_zoo")
 
-# Automatic buckets hold these shares of the pairs, measured from the shortest: lengths have a long tail, so
-# the upper shares are smaller. On typical text this comes close to the best five buckets.
-_SHARES = (0.35, 0.65, 0.85, 0.97, 1.0)
-# Each shape costs a compilation. A bucket that spares an epoch less padding than these batches does not pay.
-_WORTHWHILE_BATCHES = 8
+# Automatic buckets are chosen among these quantiles of the lengths, closer where the tail is long.
+_QUANTILES = (*(share / 20 for share in range(1, 20)), 0.98, 0.99, 1.0)
+# Each shape costs a compilation. A bucket that spares less than this share of an epoch does not pay.
+_WORTHWHILE = 0.015
 
 
 class _Bucket(NamedTuple):
@@ -53,7 +52,8 @@ class TranslationBatches:
         batch_tokens: Tokens in a batch, padding included, of that side which has more; at most, but at least
             one pair. All batches of a bucket hold the same number of pairs.
         buckets: Shapes (S, T), END included; a pair goes to the first, from the smallest on, that holds it.
-            None chooses at most five from the lengths in the text.
+            None chooses at most `max_buckets` from the lengths in the text.
+        max_buckets: Most shapes to choose. More mean less padding and more compilations.
         max_source_length: Pairs with a longer source are dropped. Tokens, END included.
         max_target_length: Likewise for the target.
         shuffle: Whether each epoch has its own random order. Otherwise the order is always the same.
@@ -89,15 +89,15 @@ class TranslationBatches:
         *,
         batch_tokens: int,
         buckets: Sequence[tuple[int, int]] | None = None,
+        max_buckets: int = 5,
         max_source_length: int = 256,
         max_target_length: int = 256,
         shuffle: bool = True,
         seed: int = 0,
     ) -> None:
-        if batch_tokens < 1:
-            raise ValueError(
-                f"TranslationBatches: expected batch_tokens of at least 1, received {batch_tokens}"
-            )
+        for name, number in (("batch_tokens", batch_tokens), ("max_buckets", max_buckets)):
+            if number < 1:
+                raise ValueError(f"TranslationBatches: expected {name} of at least 1, received {number}")
         if seed < 0:
             raise ValueError(f"TranslationBatches: expected a seed of at least 0, received {seed}")
         self.batch_tokens = batch_tokens
@@ -111,7 +111,7 @@ class TranslationBatches:
         lengths = np.stack([sources.row_lengths(), targets.row_lengths()], axis=1)  # (pairs, 2)
         fits = np.all(lengths <= (max_source_length, max_target_length), axis=1)
         if buckets is None:
-            buckets = _choose_buckets(lengths[fits], batch_tokens)
+            buckets = _choose_buckets(lengths[fits], max_buckets)
         else:
             buckets = _checked_buckets(buckets)
         numbers = np.where(fits, _bucket_numbers(lengths, buckets), len(buckets))
@@ -196,19 +196,19 @@ def _bucket_numbers(lengths: np.ndarray, buckets: Sequence[tuple[int, int]]) -> 
     return numbers
 
 
-def _choose_buckets(lengths: np.ndarray, batch_tokens: int) -> list[tuple[int, int]]:
+def _choose_buckets(lengths: np.ndarray, most: int) -> list[tuple[int, int]]:
     """A few shapes between which the pairs divide well.
 
     Args:
         lengths: int (pairs, 2), source and target lengths.
-        batch_tokens: As in `TranslationBatches`.
+        most: Most shapes.
 
     Returns:
         Shapes (S, T), each as tight as its pairs allow, growing on both sides.
     """
     if not len(lengths):
         return []
-    quantiles = np.quantile(lengths, _SHARES, axis=0, method="higher")
+    quantiles = np.quantile(lengths, _QUANTILES, axis=0, method="higher")
     buckets = sorted({(int(source), int(target)) for source, target in quantiles})
 
     def positions(buckets: list[tuple[int, int]]) -> int:
@@ -218,7 +218,8 @@ def _choose_buckets(lengths: np.ndarray, batch_tokens: int) -> list[tuple[int, i
     # Leave out, one by one, the bucket that spares least, until each one pays. The last one holds all pairs.
     while len(buckets) > 1:
         fewer = min((buckets[:i] + buckets[i + 1 :] for i in range(len(buckets) - 1)), key=positions)
-        if positions(fewer) - positions(buckets) >= _WORTHWHILE_BATCHES * 2 * batch_tokens:
+        spared = positions(fewer) - positions(buckets)
+        if len(buckets) <= most and spared >= _WORTHWHILE * positions(buckets):
             break
         buckets = fewer
     return buckets

@@ -30,6 +30,40 @@ ATTENTION_ARGUMENTS = {
     "LuongAttention": ("score", "units", "scale", "dropout", "seed"),
 }
 
+# What a recipe may change in the encoder and the decoder of a preset, by class.
+_TRANSFORMER_ARGUMENTS = (
+    "layers",
+    "units",
+    "feed_forward_units",
+    "num_heads",
+    "positions",
+    "max_positions",
+    "activation",
+    "normalize_first",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "num_key_value_heads",
+    "scale_embeddings",
+)
+PART_ARGUMENTS = {
+    "RNNEncoder": ("embedding_dim", "units", "layers", "cell", "bidirectional", "dropout"),
+    "RNNDecoder": (
+        "embedding_dim",
+        "units",
+        "attention",
+        "query_state",
+        "layers",
+        "cell",
+        "readout_units",
+        "readout_activation",
+        "tie_embeddings",
+        "dropout",
+    ),
+    "TransformerEncoder": _TRANSFORMER_ARGUMENTS,
+    "TransformerDecoder": (*_TRANSFORMER_ARGUMENTS, "tie_embeddings"),
+}
+
 
 class Settings(pydantic.BaseModel):
     """Base of all parts of a recipe: unknown keys are refused, values keep their YAML type."""
@@ -106,38 +140,41 @@ class Tokenizers(Settings):
         return self
 
 
-class Encoder(Settings):
-    """What to change in the encoder of a preset: arguments of `RNNEncoder`."""
+class Part(Settings):
+    """What to change in the encoder or decoder of a preset: arguments of its class, see PART_ARGUMENTS."""
 
-    embedding_dim: Count | None = None
     units: Count | None = None
     layers: Count | None = None
+    dropout: Rate | None = None
+    tie_embeddings: bool | None = None
+    # Of recurrent ones.
+    embedding_dim: Count | None = None
     cell: Literal["gru", "lstm"] | None = None
     bidirectional: bool | None = None
-    dropout: Rate | None = None
-
-
-class Decoder(Settings):
-    """What to change in the decoder of a preset: arguments of `RNNDecoder`."""
-
-    embedding_dim: Count | None = None
-    units: Count | None = None
     attention: dict[str, Any] | None = None
     query_state: Literal["previous", "current"] | None = None
-    layers: Count | None = None
-    cell: Literal["gru", "lstm"] | None = None
     readout_units: Count | None = None
     readout_activation: Literal["tanh", "maxout"] | None = None
-    tie_embeddings: bool | None = None
-    dropout: Rate | None = None
+    # Of Transformers.
+    feed_forward_units: Count | None = None
+    num_heads: Count | None = None
+    num_key_value_heads: Count | None = None
+    positions: Literal["sinusoidal", "learned", "rotary"] | None = None
+    max_positions: Count | None = None
+    activation: str | None = None
+    normalize_first: bool | None = None
+    attention_dropout: Rate | None = None
+    activation_dropout: Rate | None = None
+    scale_embeddings: bool | None = None
 
 
 class Model(Settings):
     """A preset and what to change in it; what is not set stays as the preset says."""
 
     preset: str
-    encoder: Encoder = Encoder()
-    decoder: Decoder = Decoder()
+    encoder: Part = Part()
+    decoder: Part = Part()
+    share_embeddings: bool = False
 
     @pydantic.field_validator("preset")
     @classmethod
@@ -146,8 +183,15 @@ class Model(Settings):
         return preset
 
     @pydantic.model_validator(mode="after")
-    def _attention_fits_preset(self) -> "Model":
-        changes, attention = self.decoder.attention or {}, PRESETS[self.preset].decoder["attention"]
+    def _changes_fit_preset(self) -> "Model":
+        preset = PRESETS[self.preset]
+        for name, changes, part in (
+            ("encoder", self.encoder, preset.encoder),
+            ("decoder", self.decoder, preset.decoder),
+        ):
+            for key in changes.model_fields_set:
+                check_choice(f"key in {name}, a {part['class']}", key, PART_ARGUMENTS[part["class"]])
+        changes, attention = self.decoder.attention or {}, preset.decoder.get("attention")
         if changes and not attention:
             raise ValueError(
                 f"expected no decoder.attention, as preset {self.preset!r} has no attention, received "
@@ -163,6 +207,7 @@ class Training(Settings):
 
     epochs: Count
     batch_tokens: Count
+    max_buckets: Count = 5
     peak_learning_rate: Positive
     schedule: Literal["constant", "inverse_square_root"] = "inverse_square_root"
     warmup_steps: Count = 400
@@ -184,6 +229,7 @@ class Evaluation(Settings):
     """How held-out translations are scored."""
 
     metric: Literal["exact_match", "bleu"]
+    every_epochs: Count = 1
     tokenized: bool = False
     by_length: bool = False
 
@@ -249,7 +295,7 @@ class Recipe(Settings):
         needed = []
         if self.evaluation.metric == "bleu":
             needed.append(("sacrebleu", "eval"))
-        if PRESETS[self.model.preset].decoder.get("attention"):
+        if PRESETS[self.model.preset].decoder.get("attention", True):
             needed.append(("matplotlib", "plot"))
         for module, extra in needed:
             if importlib.util.find_spec(module) is None:

@@ -177,6 +177,7 @@ def build_model(recipe: Recipe, source_tokenizer: Tokenizer, target_tokenizer: T
         target_tokenizer=target_tokenizer,
         encoder=recipe.model.encoder.model_dump(exclude_unset=True),
         decoder=recipe.model.decoder.model_dump(exclude_unset=True),
+        share_embeddings=recipe.model.share_embeddings,
     )
     logger.info("Model: %s, %s parameters", recipe.model.preset, f"{model.count_params():,}")
     settings = recipe.training
@@ -195,7 +196,11 @@ def fit(recipe: Recipe, model: Translator, data: Data, console: Console) -> kera
     settings = recipe.training
     tokenizers = model.source_tokenizer, model.target_tokenizer
     batches = TranslationBatches(
-        data.training, *tokenizers, batch_tokens=settings.batch_tokens, seed=recipe.seed
+        data.training,
+        *tokenizers,
+        batch_tokens=settings.batch_tokens,
+        max_buckets=settings.max_buckets,
+        seed=recipe.seed,
     )
     validation = TranslationBatches(
         data.validation, *tokenizers, batch_tokens=settings.batch_tokens, shuffle=False
@@ -203,7 +208,11 @@ def fit(recipe: Recipe, model: Translator, data: Data, console: Console) -> kera
     logger.info("Batches: %s\nXLA compiles each of these shapes when it first comes.", batches.summary())
     callbacks: list[keras.callbacks.Callback] = []
     if recipe.evaluation.metric == "bleu":
-        callbacks.append(TranslationScore(data.validation, tokenized=recipe.evaluation.tokenized))
+        settings_of_score = {
+            "every": recipe.evaluation.every_epochs,
+            "tokenized": recipe.evaluation.tokenized,
+        }
+        callbacks.append(TranslationScore(data.validation, **settings_of_score))
     stopping = [_early_stopping(recipe)] if settings.keep == "best" or settings.patience else []
     callbacks += stopping
     if settings.keep == "average":
@@ -275,7 +284,7 @@ def print_samples(text: ParallelText, translations: list[Translation]) -> None:
 
 def draw(recipe: Recipe, model: Translator, text: ParallelText) -> None:
     """Draws where the model looked in one held-out sentence."""
-    if model.decoder.attention is None:
+    if not model.decoder.has_attention:
         logger.info("No picture: preset %s has no attention.", recipe.model.preset)
         return
     source = max(text.sources[:SAMPLES], key=len)  # the longest sample shows most

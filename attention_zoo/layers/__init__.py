@@ -8,7 +8,13 @@ __getattr__, __dir__, __all__ = attach(
         "Attention": "attention",
         "AdditiveAttention": "additive_attention",
         "LuongAttention": "luong_attention",
+        "MultiHeadAttention": "multi_head_attention",
         "Dropout": "dropout",
         "TokenEmbedding": "token_embedding",
+        "PositionalEncoding": "positional_encoding",
+        "LearnedPositionEmbedding": "learned_position_embedding",
+        "FeedForward": "feed_forward",
+        "TransformerEncoderBlock": "transformer_encoder_block",
+        "TransformerDecoderBlock": "transformer_decoder_block",
     },
 )

@@ -66,7 +66,7 @@ class AdditiveAttention(Attention):
         self.units = units
         self.normalize = normalize
 
-    def build_weights(self, query_dim: int, key_dim: int) -> None:
+    def build_weights(self, query_dim: int, key_dim: int, value_dim: int) -> None:
         """Makes W, U and v, and g and b if v is normalized."""
         self.W = self.add_weight((query_dim, self.units), "glorot_uniform", name="W")
         self.U = self.add_weight((key_dim, self.units), "glorot_uniform", name="U")

@@ -78,7 +78,7 @@ class Attention(keras.layers.Layer):
 
     # What a subclass overrides.
 
-    def build_weights(self, query_dim: int, key_dim: int) -> None:
+    def build_weights(self, query_dim: int, key_dim: int, value_dim: int) -> None:
         """Makes the weights, and raises ValueError if the widths are not possible."""
         if query_dim != key_dim:
             raise ValueError(
@@ -103,6 +103,10 @@ class Attention(keras.layers.Layer):
         """Projected queries (B, T, U) and keys (B, S, U) -> scores, float32 (B, T, S)."""
         return scores.scaled_dot_scores(query, key)
 
+    def context_dim(self, query_dim: int, value_dim: int) -> int:
+        """Width of the context for queries and values of these widths."""
+        return value_dim
+
     # What every attention layer shares.
 
     def build(
@@ -124,7 +128,7 @@ class Attention(keras.layers.Layer):
                 f"{type(self).__name__}: expected a key for each value, received {key_shape[1]} keys and "
                 f"{value_shape[1]} values. Pass both for the same positions."
             )
-        self.build_weights(query_shape[-1], key_shape[-1])
+        self.build_weights(query_shape[-1], key_shape[-1], value_shape[-1])
 
     def project_memory(self, value: Any, key: Any = None) -> dict[str, Any]:
         """Projects what is attended to, once for all queries.
@@ -182,8 +186,14 @@ class Attention(keras.layers.Layer):
             query_mask = ops.expand_dims(query_mask, -1)  # (B, T, 1)
         causal = masks.causal_mask(ops.shape(query)[1], ops.shape(value)[1]) if use_causal_mask else None
         mask = masks.combine_masks(query_mask, value_mask, key_mask, attention_mask, causal)
-        context, weights = self.attend(query, self.project_memory(value, key), mask, training)
+        context, weights = self._attend_all(query, value, key, mask, training)
         return (context, weights) if return_attention_scores else context
+
+    def _attend_all(
+        self, query: Any, value: Any, key: Any, mask: Any, training: bool | None
+    ) -> tuple[Any, Any]:
+        """What `call` does once the masks are one; (B, T, S) or None."""
+        return self.attend(query, self.project_memory(value, key), mask, training)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The context keeps the mask of the queries; the weights have none."""

@@ -74,11 +74,11 @@ class LuongAttention(Attention):
         self.units = units
         self.scale = scale
 
-    def build_weights(self, query_dim: int, key_dim: int) -> None:
+    def build_weights(self, query_dim: int, key_dim: int, value_dim: int) -> None:
         """Makes W for "general" and "concat", v for "concat", and the learned scale."""
         # Scores are float32 under any policy, so Keras must not cast v and g, which make them.
         if self.score == "dot":
-            super().build_weights(query_dim, key_dim)  # checks that the widths are equal
+            super().build_weights(query_dim, key_dim, value_dim)  # checks that the widths are equal
         elif self.score == "general":
             self.W = self.add_weight((query_dim, key_dim), "glorot_uniform", name="W")
         else:

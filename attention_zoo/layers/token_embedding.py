@@ -10,13 +10,15 @@ from keras import ops
 class TokenEmbedding(keras.layers.Layer):
     """Looks up one row per token and scales it: `output = sqrt(D) E[id]`, with E drawn from N(0, 1 / D).
 
-    The outputs start with variance 1, so that the layer above is not fed next to nothing until training
-    has made the rows longer, which takes rare tokens long; and the same matrix can serve as the output
-    projection, where rows of length 1 are right.
+    Without the scale it is `E[id]` with E drawn from N(0, 1). Either way the outputs start with variance 1,
+    so that the layer above is not fed next to nothing until training has made the rows longer, which takes
+    rare tokens long; with the scale, the same matrix can serve as the output projection, where rows of
+    length 1 are right.
 
     Args:
         vocabulary_size: V, the number of token ids.
         units: D, the width of an embedding.
+        scale: Whether to multiply by sqrt(D).
 
     Call arguments:
         ids: int, of any shape, from 0 to V - 1.
@@ -35,19 +37,20 @@ class TokenEmbedding(keras.layers.Layer):
         Vaswani et al. 2017, "Attention Is All You Need", section 3.4.
     """
 
-    def __init__(self, vocabulary_size: int, units: int, **kwargs: Any) -> None:
+    def __init__(self, vocabulary_size: int, units: int, scale: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name, size in (("vocabulary_size", vocabulary_size), ("units", units)):
             if size < 1:
                 raise ValueError(f"TokenEmbedding: expected {name} of at least 1, received {size}")
         self.vocabulary_size = vocabulary_size
         self.units = units
+        self.scale = scale
 
     def build(self, ids_shape: Any = None) -> None:
         """Creates the matrix E, (V, D)."""
         self.embeddings = self.add_weight(
             shape=(self.vocabulary_size, self.units),
-            initializer=keras.initializers.RandomNormal(stddev=self.units**-0.5),
+            initializer=keras.initializers.RandomNormal(stddev=self.units**-0.5 if self.scale else 1.0),
             name="embeddings",
         )
         self.built = True
@@ -55,8 +58,14 @@ class TokenEmbedding(keras.layers.Layer):
     def call(self, ids: Any) -> Any:
         """Looks up and scales."""
         rows = ops.take(self.embeddings, ids, axis=0)  # (..., D)
-        return ops.cast(rows, self.compute_dtype) * self.units**0.5
+        rows = ops.cast(rows, self.compute_dtype)
+        return rows * self.units**0.5 if self.scale else rows
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**super().get_config(), "vocabulary_size": self.vocabulary_size, "units": self.units}
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "units": self.units,
+            "scale": self.scale,
+        }
