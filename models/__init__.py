@@ -14,10 +14,12 @@ __getattr__, __dir__, __all__ = attach(
         "TransformerDecoder": "transformer_decoder",
         "EncoderDecoder": "encoder_decoder",
         "Translator": "translator",
+        "Ensemble": "ensemble",
         "Translation": "translation",
         "search": "search",
         "presets": "presets",
         "load": "saving",
         "plot_attention": "plotting",
+        "plot_heads": "plotting",
     },
 )

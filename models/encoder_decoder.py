@@ -212,6 +212,16 @@ class EncoderDecoder(keras.Model):
         length_penalty: float = 0.0,
         coverage_penalty: float = 0.0,
         min_length: int = 0,
+        groups: int = 1,
+        diversity_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        no_repeat_ngram: int = 0,
+        sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: Any = None,
+        rows: Any = None,
         return_attention: bool = False,
     ) -> dict[str, Any]:
         """Decodes a source batch, compiled with XLA once per input shape and setting.
@@ -221,11 +231,22 @@ class EncoderDecoder(keras.Model):
             max_length: Most tokens of any hypothesis, without the end token.
             limits: int (B,), most tokens for each source; `max_length` for all if None.
             forced_prefix: int (B, P), the first tokens of each output, padded with 0, or None.
-            beams: Hypotheses kept; 1 is greedy search.
-            n_best: Hypotheses returned, at most `beams`.
+            beams: Hypotheses kept; 1 is greedy search; of no use with `sample`.
+            n_best: Hypotheses returned, at most `beams`; or how many are drawn.
             length_penalty: alpha of `search.beam`.
             coverage_penalty: beta of `search.beam`.
             min_length: Least tokens, without the end token.
+            groups: Of diverse beam search, see `search.beam`.
+            diversity_penalty: Of diverse beam search.
+            repetition_penalty: See `search.beam`.
+            no_repeat_ngram: See `search.beam`.
+            sample: Whether to draw tokens at random instead of searching, see `search.sample`.
+            temperature: Of the sampling.
+            top_k: Of the sampling.
+            top_p: Of the sampling.
+            seed: int (2,), of the sampling.
+            rows: int (B,), a number for each source, on which, with the seed, what is drawn depends; 0 to
+                B - 1 if None.
             return_attention: Whether the attention of the returned hypotheses is returned.
 
         Returns:
@@ -235,9 +256,10 @@ class EncoderDecoder(keras.Model):
             and, if the encoder has attention, "encoder" (B, layers, H, S, S).
 
         Raises:
-            ValueError: If a number is out of range, or a model without attention gets a `coverage_penalty`.
+            ValueError: If a number is out of range, an option belongs to another way of decoding, or a model
+                without attention gets a `coverage_penalty`.
         """
-        if beams < 1 or not 1 <= n_best <= beams:
+        if n_best < 1 or beams < 1 or (n_best > beams and not sample):
             raise ValueError(
                 f"generate: expected beams of at least 1 and n_best from 1 to beams, received beams={beams} "
                 f"and n_best={n_best}"
@@ -247,10 +269,24 @@ class EncoderDecoder(keras.Model):
             "length_penalty": length_penalty,
             "coverage_penalty": coverage_penalty,
             "min_length": min_length,
+            "repetition_penalty": repetition_penalty,
+            "no_repeat_ngram": no_repeat_ngram,
             "return_attention": return_attention,
         }
-        if beams > 1:
-            settings |= {"beams": beams, "n_best": n_best}
+        diversity = {"groups": groups, "diversity_penalty": diversity_penalty}
+        drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        if sample:
+            _refuse(diversity, {"groups": 1, "diversity_penalty": 0.0}, "sample=False")
+            settings |= {"samples": n_best, **drawing}
+            if seed is None:
+                raise ValueError("generate: expected a seed, int (2,), with sample=True, received None")
+        else:
+            _refuse(drawing, {"temperature": 1.0, "top_k": None, "top_p": None}, "sample=True")
+            seed, rows = None, None
+        if not sample and beams > 1:
+            settings |= {"beams": beams, "n_best": n_best, **diversity}
+        elif not sample:
+            _refuse(diversity, {"groups": 1, "diversity_penalty": 0.0}, "beams of at least 2")
         key = tuple(settings.items())
         searches = self._searches.by_settings
         if key not in searches:
@@ -258,19 +294,40 @@ class EncoderDecoder(keras.Model):
                 functools.partial(self.decode, settings), jit_compile=True, autograph=False
             )
         # A list would be a constant of the compiled function; a tensor is its argument.
-        inputs = (source, limits, forced_prefix)
+        inputs = (source, limits, forced_prefix, seed, rows)
         return searches[key](*(None if x is None else tf.convert_to_tensor(x) for x in inputs))
 
     def decode(
-        self, settings: dict[str, Any], source: Any, limits: Any = None, forced_prefix: Any = None
+        self,
+        settings: dict[str, Any],
+        source: Any,
+        limits: Any = None,
+        forced_prefix: Any = None,
+        seed: Any = None,
+        rows: Any = None,
     ) -> dict[str, Any]:
-        """What `generate` compiles, for those who compile it themselves; `settings` are its options."""
+        """What `generate` compiles, for those who compile it themselves.
+
+        Args:
+            settings: Options of `search.sample` if "samples" is among them, of `search.beam` if "beams" is,
+                else of `search.greedy`.
+            source: As for `generate`, like the other arguments.
+            limits: See `generate`.
+            forced_prefix: See `generate`.
+            seed: See `generate`.
+            rows: See `generate`.
+
+        Returns:
+            What `generate` returns.
+        """
         memory = self._encode(source, settings["return_attention"])
         prepared = self.decoder.prepare(memory)
-        state = self.decoder.initial_state(
-            prepared, settings.get("beams", 1), max_positions=settings["max_length"] + 1
-        )
-        decode = search.beam if "beams" in settings else search.greedy
+        hypotheses = settings.get("samples") or settings.get("beams", 1)
+        state = self.decoder.initial_state(prepared, hypotheses, max_positions=settings["max_length"] + 1)
+        if "samples" in settings:
+            decode = functools.partial(search.sample, seed=seed, rows=rows)
+        else:
+            decode = search.beam if "beams" in settings else search.greedy
         results = decode(
             lambda token, state: self.decoder.step(token, state, prepared),
             state,
@@ -377,6 +434,16 @@ class EncoderDecoder(keras.Model):
     def from_config(cls, config: dict[str, Any]) -> "EncoderDecoder":
         """Builds the model from its configuration."""
         return cls(**{name: _deserialize(value) for name, value in config.items()})
+
+
+def _refuse(options: dict[str, Any], defaults: dict[str, Any], needed: str) -> None:
+    """Raises ValueError if an option is set that would have no effect."""
+    for name, value in options.items():
+        if value != defaults[name]:
+            raise ValueError(
+                f"generate: expected {needed} with {name}={value}, received other; change that, or leave "
+                f"{name} out"
+            )
 
 
 def _share_embeddings(encoder: keras.layers.Layer, decoder: keras.layers.Layer) -> None:

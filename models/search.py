@@ -1,4 +1,4 @@
-"""Greedy and beam search over anything that predicts the next token.
+"""Greedy search, sampling and beam search over anything that predicts the next token.
 
 The model is a function `step(token, state) -> (logits, state, attention)`:
 
@@ -8,9 +8,11 @@ The model is a function `step(token, state) -> (logits, state, attention)`:
 - logits: (B, K, V), what may come next;
 - attention: a nest of float tensors (B, K, ...), where each hypothesis looked, or None.
 
-Shapes are static and the loops end early, so a whole search compiles into one XLA program.
+Shapes are static and the loops end early, so a whole search compiles into one XLA program. What every
+search may say and what its hypotheses are worth is in search_rules.py.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +20,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from attention_zoo.models.search_drawing import block_width, hypothesis_keys
+from attention_zoo.models.search_rules import LOWEST, SearchRules, count_tokens
 from attention_zoo.models.tokenizer import END_ID, PAD_ID, START_ID
 from attention_zoo.ops.recurrence import scan
-
-# The log-probability and the score of what cannot be: finite, so that no arithmetic yields NaN.
-LOWEST = float(np.finfo("float32").min)
 
 Step = Callable[[Any, Any], tuple[Any, Any, Any]]
 
@@ -41,10 +42,13 @@ def greedy(
     source_mask: Any = None,
     return_attention: bool = False,
     alignment: Callable[[Any], Any] | None = None,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
 ) -> dict[str, Any]:
     """Takes the most probable token at every position until it is END.
 
-    The penalties do not steer the search; they only enter the score that is returned.
+    The length and coverage penalties do not steer the search; they only enter the score that is
+    returned. The repetition penalty does both.
 
     Args:
         step: The model, called with K = 1 (see the top of this file).
@@ -59,6 +63,8 @@ def greedy(
         source_mask: See `beam`.
         return_attention: See `beam`.
         alignment: See `beam`.
+        repetition_penalty: See `beam`.
+        no_repeat_ngram: See `beam`.
 
     Returns:
         What `beam` returns, with N = 1.
@@ -74,7 +80,7 @@ def greedy(
         >>> ops.convert_to_numpy(found["tokens"])
         array([[[3, 2, 0, 0, 0]]], dtype=int32)
     """
-    rules = _Rules(
+    rules = SearchRules(
         "greedy",
         batch_size=batch_size,
         max_length=max_length,
@@ -85,51 +91,151 @@ def greedy(
         coverage_penalty=coverage_penalty,
         source_mask=source_mask,
         alignment=alignment,
+        repetition_penalty=repetition_penalty,
+        no_repeat_ngram=no_repeat_ngram,
     )
-    token = ops.full((batch_size, 1), START_ID, dtype="int32")
-    state = keras.tree.map_structure(ops.convert_to_tensor, state)
-    carry = {
-        "position": ops.convert_to_tensor(0, dtype="int32"),
-        "token": token,
-        "state": state,
-        "running": ops.ones((batch_size, 1), dtype="bool"),
-        "log_probability": ops.zeros((batch_size, 1)),
-        "length": ops.zeros((batch_size, 1), dtype="int32"),
-        "coverage": rules.no_coverage(hypotheses=1),
-        "tokens": ops.full((max_length + 1, batch_size, 1), PAD_ID, dtype="int32"),
-        "attention": _attention_history(step, token, state, max_length + 1) if return_attention else (),
-    }
 
-    def extend(carry: dict[str, Any]) -> dict[str, Any]:
-        position, running = carry["position"], carry["running"]
-        logits, state, attention = step(carry["token"], carry["state"])
-        totals = rules.extend(carry["log_probability"], logits, position)  # (B, 1, V)
-        token = ops.where(running, ops.cast(ops.argmax(totals, axis=-1), "int32"), PAD_ID)
-        coverage = rules.cover(carry["coverage"], attention)
-        kept = attention if return_attention and attention is not None else ()
-        kept = keras.tree.map_structure(lambda x: _zero_unless(running, x), kept)
-        return {
-            "position": position + 1,
-            "token": token,
-            "state": state,
-            "running": running & (token != END_ID),
-            "log_probability": ops.where(running, ops.max(totals, axis=-1), carry["log_probability"]),
-            "length": carry["length"] + ops.cast(running, "int32"),
-            "coverage": ops.where(ops.expand_dims(running, -1), coverage, carry["coverage"]),
-            "tokens": _write(carry["tokens"], position, token),
-            "attention": _write(carry["attention"], position, kept),
-        }
+    def most_probable(worth: Any, position: Any) -> tuple[Any, Any]:
+        return ops.cast(ops.argmax(worth, axis=-1), "int32"), ops.max(worth, axis=-1)
 
-    last = ops.while_loop(
-        lambda carry: ops.any(carry["running"]), extend, carry, maximum_iterations=max_length + 1
+    return _follow(
+        most_probable,
+        step,
+        state,
+        rules,
+        hypotheses=1,
+        max_length=max_length,
+        return_attention=return_attention,
     )
-    return {
-        "tokens": _hypotheses_first(last["tokens"]),  # (B, 1, L)
-        "scores": rules.score(last["log_probability"], last["length"], last["coverage"]),
-        "log_probabilities": last["log_probability"],
-        "lengths": last["length"],
-        "attention": _hypotheses_first(last["attention"]),  # (B, 1, L, ...)
-    }
+
+
+def sample(
+    step: Step,
+    state: Any,
+    *,
+    batch_size: int,
+    max_length: int,
+    seed: Any,
+    rows: Any = None,
+    samples: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    limits: Any = None,
+    min_length: int = 0,
+    forced_prefix: Any = None,
+    length_penalty: float = 0.0,
+    coverage_penalty: float = 0.0,
+    source_mask: Any = None,
+    return_attention: bool = False,
+    alignment: Callable[[Any], Any] | None = None,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
+) -> dict[str, Any]:
+    """Draws hypotheses: every next token is drawn from the model's distribution, until it is END.
+
+    What may not be said is struck out first. Of the rest, token v is drawn with a probability
+    proportional to p(v)^(1 / temperature), if it is among the `top_k` most probable, and then among the
+    fewest of these, the most probable first, whose probabilities together reach `top_p`. Of equally
+    probable tokens the one of the lower id goes first.
+
+    A draw is a pure function of the seed, the sentence's row, the number of the sample, the position and
+    the distribution: it does not depend on the other sentences, on padding, or on how many samples are
+    drawn. The scores and log-probabilities are the model's, as if it had been asked for what was drawn:
+    no temperature and no truncation enters them, so that they can be compared with those of `beam`.
+
+    Args:
+        step: The model (see the top of this file).
+        state: The model's state before the first token; K = `samples`.
+        batch_size: B.
+        max_length: See `beam`.
+        seed: int (2,), two words; equal seeds give equal samples, compiled or not.
+        rows: int (B,), the number of each sentence, for sentences that are spread over several batches;
+            0 ... B-1 if None. Sentences of equal rows are drawn with the same random numbers.
+        samples: K, how many hypotheses are drawn for each source, each independent of the others; so
+            the same one may come twice.
+        temperature: Above 0. Below 1 favours the probable, above 1 the improbable.
+        top_k: The most tokens to choose among; all if None.
+        top_p: The probability to choose within, above 0 and at most 1; all if None.
+        limits: As for `beam`, like every argument after it.
+        min_length: See `beam`.
+        forced_prefix: See `beam`.
+        length_penalty: See `beam`. Enters the scores, not the draws, like the coverage penalty.
+        coverage_penalty: See `beam`.
+        source_mask: See `beam`.
+        return_attention: See `beam`.
+        alignment: See `beam`.
+        repetition_penalty: See `beam`.
+        no_repeat_ngram: See `beam`.
+
+    Returns:
+        What `beam` returns, with N = `samples`, the best score first.
+
+    Raises:
+        ValueError: As `beam`.
+
+    Example:
+        >>> next_token = ops.array([[0.0, 0, 0, 0], [0, 0, 1, 9], [0, 0, 0, 0], [0, 0, 8, 0]])
+        >>> def step(token, state):
+        ...     return ops.take(next_token, token, axis=0), state, None
+        >>> found = sample(step, (), batch_size=1, max_length=4, seed=(1, 2), samples=2, top_k=1)
+        >>> ops.convert_to_numpy(found["tokens"])
+        array([[[3, 2, 0, 0, 0],
+                [3, 2, 0, 0, 0]]], dtype=int32)
+
+    Reference:
+        Fan et al. 2018, "Hierarchical Neural Story Generation", section 5.1 (top_k);
+        Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3 (top_p).
+    """
+    if samples < 1:
+        raise ValueError(f"sample: expected samples of at least 1, received {samples}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"sample: expected a finite temperature above 0, received {temperature}; greedy search is the "
+            "limit of low temperatures"
+        )
+    if top_k is not None and (top_k < 1 or top_k != int(top_k)):
+        raise ValueError(
+            f"sample: expected top_k to be a whole number of at least 1, received {top_k}; None keeps all"
+        )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"sample: expected top_p above 0 and at most 1, received {top_p}; None keeps all")
+    seed = ops.convert_to_tensor(seed)
+    if tuple(seed.shape) != (2,):
+        raise ValueError(f"sample: expected a seed of two integers, received shape {tuple(seed.shape)}")
+    rows = ops.arange(batch_size, dtype="int32") if rows is None else ops.convert_to_tensor(rows)
+    if len(rows.shape) != 1:
+        raise ValueError(
+            f"sample: expected rows of shape (batch,), a number for each sentence, received shape "
+            f"{tuple(rows.shape)}"
+        )
+    rules = SearchRules(
+        "sample",
+        batch_size=batch_size,
+        max_length=max_length,
+        limits=limits,
+        min_length=min_length,
+        forced_prefix=forced_prefix,
+        length_penalty=length_penalty,
+        coverage_penalty=coverage_penalty,
+        source_mask=source_mask,
+        alignment=alignment,
+        repetition_penalty=repetition_penalty,
+        no_repeat_ngram=no_repeat_ngram,
+    )
+    keys = hypothesis_keys(seed, rows, samples)  # (B, K)
+
+    def draw(worth: Any, position: Any) -> tuple[Any, Any]:
+        token = draw(worth, position, seed, keys, temperature, top_k, top_p)
+        return token, _look_up(worth, ops.arange(samples, dtype="int32"), token)
+
+    found = _follow(
+        draw, step, state, rules, hypotheses=samples, max_length=max_length, return_attention=return_attention
+    )
+    if samples == 1:
+        return found
+    _, order = ops.top_k(found["scores"], samples)  # (B, K)
+    return {name: None if x is None else _take_beams(x, order) for name, x in found.items()}
 
 
 def beam(
@@ -140,6 +246,8 @@ def beam(
     max_length: int,
     beams: int = 4,
     n_best: int = 1,
+    groups: int = 1,
+    diversity_penalty: float = 0.0,
     limits: Any = None,
     min_length: int = 0,
     forced_prefix: Any = None,
@@ -148,6 +256,8 @@ def beam(
     source_mask: Any = None,
     return_attention: bool = False,
     alignment: Callable[[Any], Any] | None = None,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
 ) -> dict[str, Any]:
     """Finds the hypotheses of the best score among those that grow from the K most probable beginnings.
 
@@ -163,6 +273,22 @@ def beam(
 
     PAD and START are never generated. END's log-probability counts, also where the limit forces it.
 
+    Repetition: with a repetition penalty theta, log P in all of this is log P~, in which each token that
+    its hypothesis has said before counts theta * log p instead of log p. (Keskar et al. divide or multiply
+    logits by their sign; log-probabilities have one sign, and do not change when all logits are shifted.)
+    So it steers the search and enters the score, like the other penalties; "log_probabilities" stay the
+    model's. `no_repeat_ngram` = n bars tokens that would complete n tokens in a row that the hypothesis
+    holds already. END is never barred, and where nothing else may be said, as under a forced prefix, the
+    repetition is.
+
+    Diversity: the beams are divided into groups, each a beam search of its own. At each position the
+    groups choose in turn, and a token that c hypotheses of the groups before have just chosen costs
+    c * `diversity_penalty` in the choice of which continuations live on, and nowhere else. END costs
+    nothing: to end takes no place in a beam. Each group keeps n best finished hypotheses of its own. Of
+    these are returned, leaving out every text that came before: the best of each group, then the second
+    of each, and so on (the better score first) until there are n, which are sorted by score. So no group
+    crowds out the others, and no text fills two places.
+
     Args:
         step: The model (see the top of this file).
         state: The model's state before the first token; K = `beams`.
@@ -171,6 +297,8 @@ def beam(
             knows when it compiles, such as one made from a shape.
         beams: K, the number of live hypotheses.
         n_best: N, the number of hypotheses returned.
+        groups: G, a divisor of `beams`; 1 is plain beam search.
+        diversity_penalty: 0 or more; needs at least two groups.
         limits: int (B,), most tokens for each sentence, END not counted; `max_length` for all if None.
         min_length: Least tokens, END not counted; a lower limit wins over it.
         forced_prefix: int (B, P), the first tokens, each PAD where the search is free; their
@@ -181,13 +309,15 @@ def beam(
         return_attention: Whether the attention of the returned hypotheses is returned.
         alignment: Function from the model's attention nest to p, (B, K, S); needed for the coverage
             penalty when the attention is not that tensor itself.
+        repetition_penalty: theta, 1 or more; 1 is no penalty.
+        no_repeat_ngram: n, the length of what may not be said twice; 0 allows repetition.
 
     Returns:
         A dict, the best hypothesis first, with L = max_length + 1:
 
         - "tokens": int32 (B, N, L), END included, then PAD;
         - "scores": float32 (B, N);
-        - "log_probabilities": float32 (B, N), log P;
+        - "log_probabilities": float32 (B, N), the model's log P;
         - "lengths": int32 (B, N), |Y|;
         - "attention": the model's attention nest, (B, N, L, ...), zero after END; None if not asked
           for or if the model has none.
@@ -208,12 +338,27 @@ def beam(
                 [2, 0, 0, 0, 0]]], dtype=int32)
 
     Reference:
-        Wu et al. 2016, "Google's Neural Machine Translation System", section 7.
+        Wu et al. 2016, "Google's Neural Machine Translation System", section 7 (the score);
+        Keskar et al. 2019, "CTRL", section 4.1 (repetition penalty);
+        Paulus et al. 2018, "A Deep Reinforced Model for Abstractive Summarization", section 2.5 (n-grams);
+        Vijayakumar et al. 2018, "Diverse Beam Search for Improved Description of Complex Scenes", section
+        4 (groups, with Hamming diversity).
     """
-    for name, value in (("beams", beams), ("n_best", n_best)):
+    for name, value in (("beams", beams), ("n_best", n_best), ("groups", groups)):
         if value < 1:
             raise ValueError(f"beam: expected {name} of at least 1, received {value}")
-    rules = _Rules(
+    if beams % groups:
+        raise ValueError(f"beam: expected groups to be a divisor of beams={beams}, received {groups}")
+    if not 0 <= diversity_penalty < math.inf:
+        raise ValueError(
+            f"beam: expected a finite diversity_penalty of at least 0, received {diversity_penalty}"
+        )
+    if diversity_penalty and groups == 1:
+        raise ValueError(
+            f"beam: expected groups of at least 2 with diversity_penalty={diversity_penalty}, received 1; "
+            "the groups differ from each other, not the beams within a group"
+        )
+    rules = SearchRules(
         "beam",
         batch_size=batch_size,
         max_length=max_length,
@@ -224,24 +369,32 @@ def beam(
         coverage_penalty=coverage_penalty,
         source_mask=source_mask,
         alignment=alignment,
+        repetition_penalty=repetition_penalty,
+        no_repeat_ngram=no_repeat_ngram,
     )
     token = ops.full((batch_size, beams), START_ID, dtype="int32")
     state = keras.tree.map_structure(ops.convert_to_tensor, state)
-    # All hypotheses are the same at first: only one of them lives.
-    first = ops.where(ops.arange(beams) == 0, 0.0, LOWEST)  # (K,)
+    # All hypotheses of a group are the same at first: only one of them lives.
+    first = np.where(np.arange(beams) % (beams // groups) == 0, 0.0, LOWEST).astype("float32")  # (K,)
+    log_probability = ops.zeros((batch_size, beams)) + first
+    said = ops.full((batch_size, beams, max_length + 1), PAD_ID, dtype="int32") if rules.reads else ()
     carry = {
         "position": ops.convert_to_tensor(0, dtype="int32"),
         "token": token,
         "state": state,
-        "log_probability": ops.zeros((batch_size, beams)) + first,
+        "log_probability": log_probability,
+        # What only some rules need is () for the others, and costs them nothing.
+        "penalized": log_probability if rules.penalizes else (),
+        "said": said,
         "coverage": rules.no_coverage(beams),
         # A finished hypothesis is where it ended: `end`, the position of its END, and `beam`, the live
-        # hypothesis that it ended. Its tokens are read off the history when all is over.
+        # hypothesis (counted within its group) that it ended. Its tokens are read off the history when
+        # all is over. Groups finish apart, as if they were sentences.
         "finished": {
-            "score": ops.full((batch_size, n_best), LOWEST),
-            "log_probability": ops.full((batch_size, n_best), LOWEST),
-            "end": ops.full((batch_size, n_best), -1, dtype="int32"),
-            "beam": ops.zeros((batch_size, n_best), dtype="int32"),
+            "score": ops.full((batch_size * groups, n_best), LOWEST),
+            "log_probability": ops.full((batch_size * groups, n_best), LOWEST),
+            "end": ops.full((batch_size * groups, n_best), -1, dtype="int32"),
+            "beam": ops.zeros((batch_size * groups, n_best), dtype="int32"),
         },
         # At each position the K tokens that live on, which beams they continue, and the attention of
         # those beams.
@@ -253,26 +406,35 @@ def beam(
     }
 
     def unsettled(carry: dict[str, Any]) -> Any:
-        most_probable = ops.max(carry["log_probability"], axis=1)  # (B,)
-        worst_finished = carry["finished"]["score"][:, -1]  # (B,)
-        return ops.any((most_probable > LOWEST) & (rules.bound(most_probable) > worst_finished))
+        best_live = ops.max(_by_group(rules.worth(carry), groups), axis=1)  # (B * G,)
+        worst_finished = carry["finished"]["score"][:, -1]  # (B * G,)
+        return ops.any((best_live > LOWEST) & (rules.bound(best_live, groups) > worst_finished))
 
     def extend(carry: dict[str, Any]) -> dict[str, Any]:
-        position = carry["position"]
+        position, said = carry["position"], carry["said"]
         logits, state, attention = step(carry["token"], carry["state"])
         coverage = rules.cover(carry["coverage"], attention)
-        totals = rules.extend(carry["log_probability"], logits, position)  # (B, K, V)
+        totals, penalized = rules.extend(
+            carry["log_probability"], carry["penalized"], said, logits, position
+        )  # each (B, K, V)
         ended = totals[..., END_ID]  # (B, K)
-        scores = ops.where(ended > LOWEST, rules.score(ended, position + 1, coverage), LOWEST)
-        finished = _best_finished(carry["finished"], scores, ended, position)
-        log_probability, parent, token = _best_continuations(totals)  # each (B, K)
+        worth = penalized[..., END_ID] if rules.penalizes else ended  # (B, K)
+        scores = ops.where(ended > LOWEST, rules.score(worth, position + 1, coverage), LOWEST)
+        finished = _best_finished(
+            carry["finished"], _by_group(scores, groups), _by_group(ended, groups), position
+        )
+        worth, parent, token = _choose_in_turn(penalized, groups, diversity_penalty)  # each (B, K)
+        if rules.reads:
+            said = _say(_take_beams(said, parent), position, token)
         kept = attention if return_attention and attention is not None else ()
         written = {"token": token, "parent": parent, "attention": kept}
         return {
             "position": position + 1,
             "token": token,
             "state": _take_beams(state, parent),
-            "log_probability": log_probability,
+            "log_probability": _look_up(totals, parent, token) if rules.penalizes else worth,
+            "penalized": worth if rules.penalizes else (),
+            "said": said,
             "coverage": _take_beams(coverage, parent),
             "finished": finished,
             "history": _write(carry["history"], position, written),
@@ -280,6 +442,8 @@ def beam(
 
     last = ops.while_loop(unsettled, extend, carry, maximum_iterations=max_length + 1)
     finished = last["finished"]
+    if groups > 1:
+        finished = _merge_groups(finished, last["history"], groups)
     tokens, path = _backtrack(last["history"], finished)  # each (L, B, N)
     attention = _take_path(last["history"]["attention"], path, finished["end"])  # (L, B, N, ...)
     return {
@@ -291,121 +455,102 @@ def beam(
     }
 
 
-# === What a hypothesis may say and what it is worth ===
+# === Hypotheses that go on alone: greedy search and sampling ===
 
 
-class _Rules:
-    """The options that greedy and beam search share, checked and made tensors.
+def _follow(
+    choose: Callable[[Any, Any], tuple[Any, Any]],
+    step: Step,
+    state: Any,
+    rules: SearchRules,
+    *,
+    hypotheses: int,
+    max_length: int,
+    return_attention: bool,
+) -> dict[str, Any]:
+    """Lets K hypotheses per source grow, each by the token that is chosen for it, until it is END.
 
-    Attributes as the arguments of `beam`, but `limits` is int (B,) and `forced_prefix` int (B, L) or None.
+    `choose(worth, position)` gets what each hypothesis would be worth with each token added, (B, K, V), and
+    returns the tokens and what they make of their hypotheses, each (B, K). Returns what `beam` returns,
+    unsorted.
     """
+    batch_size = rules.batch_size
+    token = ops.full((batch_size, hypotheses), START_ID, dtype="int32")
+    state = keras.tree.map_structure(ops.convert_to_tensor, state)
+    carry = {
+        "position": ops.convert_to_tensor(0, dtype="int32"),
+        "token": token,
+        "state": state,
+        "running": ops.ones((batch_size, hypotheses), dtype="bool"),
+        "log_probability": ops.zeros((batch_size, hypotheses)),
+        "penalized": ops.zeros((batch_size, hypotheses)) if rules.penalizes else (),
+        "length": ops.zeros((batch_size, hypotheses), dtype="int32"),
+        "coverage": rules.no_coverage(hypotheses),
+        "tokens": ops.full((max_length + 1, batch_size, hypotheses), PAD_ID, dtype="int32"),
+        "attention": _attention_history(step, token, state, max_length + 1) if return_attention else (),
+    }
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        batch_size: Any,
-        max_length: int,
-        limits: Any,
-        min_length: int,
-        forced_prefix: Any,
-        length_penalty: float,
-        coverage_penalty: float,
-        source_mask: Any,
-        alignment: Callable[[Any], Any] | None,
-    ) -> None:
-        # In a served graph max_length is a tensor, made from the length of the source.
-        if isinstance(max_length, int) and max_length < 1:
-            raise ValueError(f"{name}: expected max_length of at least 1, received {max_length}")
-        if min_length < 0 or (isinstance(max_length, int) and min_length > max_length):
-            raise ValueError(
-                f"{name}: expected min_length from 0 to max_length={max_length}, received {min_length}"
-            )
-        for option, value in (("length_penalty", length_penalty), ("coverage_penalty", coverage_penalty)):
-            if value < 0:
-                raise ValueError(f"{name}: expected {option} of at least 0, received {value}")
-        if coverage_penalty and source_mask is None:
-            raise ValueError(
-                f"{name}: expected source_mask with coverage_penalty={coverage_penalty}, received None; pass "
-                "the boolean (batch, source) mask of the real source positions"
-            )
-        if limits is None:
-            limits = ops.zeros((batch_size,), dtype="int32") + max_length
-        limits = ops.clip(ops.cast(limits, "int32"), 0, max_length)
-        if forced_prefix is not None:
-            # As many columns as there are positions, so that any position can be looked up.
-            prefix = ops.cast(forced_prefix, "int32")[:, : max_length + 1]
-            free = ops.full((batch_size, max_length + 1 - prefix.shape[1]), PAD_ID, dtype="int32")
-            forced_prefix = ops.concatenate([prefix, free], axis=1)  # (B, L)
-        self.batch_size = batch_size
-        self.limits = limits
-        self.min_length = min_length
-        self.forced_prefix = forced_prefix
-        self.length_penalty = length_penalty
-        self.coverage_penalty = coverage_penalty
-        self.source_mask = source_mask
-        self.alignment = alignment
+    def extend(carry: dict[str, Any]) -> dict[str, Any]:
+        position, running = carry["position"], carry["running"]
+        logits, state, attention = step(carry["token"], carry["state"])
+        said = ops.transpose(carry["tokens"], (1, 2, 0)) if rules.reads else ()  # (B, K, L)
+        totals, penalized = rules.extend(
+            carry["log_probability"], carry["penalized"], said, logits, position
+        )  # each (B, K, V)
+        token, worth = choose(penalized, position)  # each (B, K)
+        log_probability = worth
+        if rules.penalizes:
+            log_probability = _look_up(totals, ops.arange(hypotheses, dtype="int32"), token)
+            worth = ops.where(running, worth, carry["penalized"])
+        token = ops.where(running, token, PAD_ID)
+        coverage = rules.cover(carry["coverage"], attention)
+        kept = attention if return_attention and attention is not None else ()
+        kept = keras.tree.map_structure(lambda x: _zero_unless(running, x), kept)
+        return {
+            "position": position + 1,
+            "token": token,
+            "state": state,
+            "running": running & (token != END_ID),
+            "log_probability": ops.where(running, log_probability, carry["log_probability"]),
+            "penalized": worth if rules.penalizes else (),
+            "length": carry["length"] + ops.cast(running, "int32"),
+            "coverage": ops.where(ops.expand_dims(running, -1), coverage, carry["coverage"]),
+            "tokens": _write(carry["tokens"], position, token),
+            "attention": _write(carry["attention"], position, kept),
+        }
 
-    def extend(self, log_probability: Any, logits: Any, position: Any) -> Any:
-        """The log P of each hypothesis with each token added, (B, K, V); LOWEST for what may not be."""
-        log_probability = ops.expand_dims(log_probability, -1)  # (B, K, 1)
-        allowed = self._allowed_tokens(position, logits.shape[-1]) & (log_probability > LOWEST)
-        totals = log_probability + ops.log_softmax(ops.cast(logits, "float32"))
-        return ops.where(allowed, totals, LOWEST)
-
-    def _allowed_tokens(self, position: Any, vocabulary_size: int) -> Any:
-        """What may come next, bool (B, 1, V)."""
-        ids = ops.arange(vocabulary_size, dtype="int32")  # (V,)
-        allowed = (ids != PAD_ID) & (ids != START_ID) & ((ids != END_ID) | (position >= self.min_length))
-        if self.forced_prefix is not None:
-            forced = ops.take(self.forced_prefix, position, axis=1)  # (B,)
-            forced = ops.expand_dims(forced, 1)  # (B, 1)
-            allowed = ops.where(forced == PAD_ID, allowed, ids == forced)  # (B, V)
-        at_limit = ops.expand_dims(position >= self.limits, 1)  # (B, 1)
-        allowed = ops.where(at_limit, ids == END_ID, allowed)  # (B, V)
-        return ops.expand_dims(allowed, 1)  # (B, 1, V)
-
-    def no_coverage(self, hypotheses: int) -> Any:
-        """The coverage before the first token: (B, K, S), and empty when nobody asks for it."""
-        positions = ops.shape(self.source_mask)[1] if self.coverage_penalty else 0
-        return ops.zeros((self.batch_size, hypotheses, positions))
-
-    def cover(self, coverage: Any, attention: Any) -> Any:
-        """Adds the attention of one position to the coverage, (B, K, S)."""
-        if not self.coverage_penalty:
-            return coverage
-        if attention is None:
-            raise ValueError(
-                f"search: expected a model with attention for coverage_penalty={self.coverage_penalty}, "
-                "received attention None; set coverage_penalty=0"
-            )
-        if self.alignment is not None:
-            attention = self.alignment(attention)
-        return coverage + ops.cast(attention, coverage.dtype)
-
-    def score(self, log_probability: Any, length: Any, coverage: Any) -> Any:
-        """The score of finished hypotheses, (B, K); `length` counts END."""
-        score = log_probability / self._length_norm(length)
-        if self.coverage_penalty:
-            # Attention may be exactly zero, whose logarithm is not finite.
-            covered = ops.log(ops.clip(coverage, float(np.finfo("float32").tiny), 1.0))  # (B, K, S)
-            real = ops.expand_dims(ops.cast(self.source_mask, "bool"), 1)  # (B, 1, S)
-            score = score + self.coverage_penalty * ops.sum(ops.where(real, covered, 0.0), axis=-1)
-        return score
-
-    def bound(self, log_probability: Any) -> Any:
-        """No continuation of a hypothesis of this log P, (B,), can score more.
-
-        Its log P can only fall, the longest hypothesis divides it by most, and the coverage penalty adds
-        nothing above 0.
-        """
-        return log_probability / self._length_norm(self.limits + 1)
-
-    def _length_norm(self, length: Any) -> Any:
-        return ops.power((5.0 + ops.cast(length, "float32")) / 6.0, self.length_penalty)
+    last = ops.while_loop(
+        lambda carry: ops.any(carry["running"]), extend, carry, maximum_iterations=max_length + 1
+    )
+    return {
+        "tokens": _hypotheses_first(last["tokens"]),  # (B, K, L)
+        "scores": rules.score(rules.worth(last), last["length"], last["coverage"]),
+        "log_probabilities": last["log_probability"],
+        "lengths": last["length"],
+        "attention": _hypotheses_first(last["attention"]),  # (B, K, L, ...)
+    }
 
 
 # === One step of the beam ===
+
+
+def _choose_in_turn(worth: Any, groups: int, diversity_penalty: float) -> tuple[Any, Any, Any]:
+    """The continuations that live on, group after group: their worth, parent and token, each (B, K)."""
+    if groups == 1:
+        return _best_continuations(worth)
+    _, beams, vocabulary = ops.shape(worth)
+    size = beams // groups
+    chosen: list[tuple[Any, Any, Any]] = []
+    for group in range(groups):
+        own = worth[:, group * size : (group + 1) * size]  # (B, K / G, V)
+        price = 0.0
+        if chosen and diversity_penalty:
+            before = ops.concatenate([token for _, _, token in chosen], axis=1)  # (B, group * K / G)
+            counts = ops.cast(count_tokens(before, vocabulary), "float32")  # (B, V)
+            price = diversity_penalty * ops.expand_dims(counts, 1)  # (B, 1, V)
+        _, parent, token = _best_continuations(own - price)  # each (B, K / G)
+        chosen.append((_look_up(own, parent, token), parent + group * size, token))
+    return tuple(ops.concatenate(parts, axis=1) for parts in zip(*chosen, strict=True))
 
 
 def _best_continuations(totals: Any) -> tuple[Any, Any, Any]:
@@ -416,8 +561,7 @@ def _best_continuations(totals: Any) -> tuple[Any, Any, Any]:
     """
     batch, beams, vocabulary = ops.shape(totals)
     totals = ops.where(ops.arange(vocabulary, dtype="int32") == END_ID, LOWEST, totals)
-    # A block width that divides the vocabulary spares a padded copy.
-    width = next((width for width in range(128, 15, -1) if vocabulary % width == 0), 128)
+    width = block_width(vocabulary)
     blocks = -(-vocabulary // width)
     if vocabulary % width:
         totals = ops.pad(totals, ((0, 0), (0, 0), (0, blocks * width - vocabulary)), constant_values=LOWEST)
@@ -446,6 +590,27 @@ def _best_finished(finished: dict[str, Any], scores: Any, log_probability: Any, 
     return {name: ops.take_along_axis(x, best, axis=1) for name, x in together.items()}
 
 
+def _by_group(x: Any, groups: int) -> Any:
+    """Takes the groups of (B, K) apart: (B * G, K / G)."""
+    if groups == 1:
+        return x
+    batch, beams = ops.shape(x)
+    return ops.reshape(x, (batch * groups, beams // groups))
+
+
+def _say(said: Any, position: Any, token: Any) -> Any:
+    """Adds the tokens (B, K) at a position to what was said, (B, K, L)."""
+    here = ops.arange(ops.shape(said)[-1], dtype="int32") == position  # (L,)
+    return ops.where(here, ops.expand_dims(token, -1), said)
+
+
+def _look_up(totals: Any, parent: Any, token: Any) -> Any:
+    """The totals (B, K, V) at the parents, (B, N) or (N,), and the tokens, (B, N)."""
+    batch, beams, vocabulary = ops.shape(totals)
+    flat = ops.reshape(totals, (batch, beams * vocabulary))  # (B, K * V)
+    return ops.take_along_axis(flat, parent * vocabulary + token, axis=1)
+
+
 def _take_beams(nest: Any, index: Any) -> Any:
     """Reorders every leaf (B, K, ...) by `index`, int (B, N), to (B, N, ...); leaves scalars alone."""
     batch, wanted = ops.shape(index)
@@ -460,6 +625,41 @@ def _take_beams(nest: Any, index: Any) -> Any:
         return ops.reshape(ops.take(flat, ops.reshape(rows, (-1,)), axis=0), (batch, wanted, *rest))
 
     return keras.tree.map_structure(take, nest)
+
+
+# === The end of diverse beam search ===
+
+
+def _merge_groups(finished: dict[str, Any], history: dict[str, Any], groups: int) -> dict[str, Any]:
+    """The n best (B, N) of the groups' finished hypotheses, (B * G, N): see `beam` for which these are."""
+    batch, beams = ops.shape(history["token"])[1:]
+    n_best = finished["score"].shape[1]
+    offset = ops.tile(ops.arange(groups, dtype="int32") * (beams // groups), (batch,))  # (B * G,)
+    finished = {**finished, "beam": finished["beam"] + ops.expand_dims(offset, 1)}
+
+    def by_rank(x: Any) -> Any:
+        return ops.transpose(ops.reshape(x, (batch, groups, n_best)), (0, 2, 1))  # (B, N, G)
+
+    finished = {name: by_rank(x) for name, x in finished.items()}
+    _, order = ops.top_k(finished["score"], groups)  # (B, N, G)
+    finished = {
+        name: ops.reshape(ops.take_along_axis(x, order, axis=2), (batch, n_best * groups))
+        for name, x in finished.items()
+    }  # each (B, N * G)
+
+    tokens, _ = _backtrack(history, finished)  # (L, B, N * G)
+    same = ops.all(ops.expand_dims(tokens, 3) == ops.expand_dims(tokens, 2), axis=0)  # (B, N * G, N * G)
+    place = ops.arange(n_best * groups, dtype="int32")  # (N * G,)
+    repeated = ops.any(same & (ops.expand_dims(place, 1) > place), axis=-1)  # (B, N * G)
+    missing = {"score": LOWEST, "log_probability": LOWEST, "end": -1, "beam": 0}
+    finished = {name: ops.where(repeated, missing[name], x) for name, x in finished.items()}
+
+    # The first n that are there, and these in the order of their scores.
+    waiting = ops.where(finished["end"] >= 0, place, place + n_best * groups)  # (B, N * G)
+    _, first = ops.top_k(-waiting, n_best)  # (B, N)
+    finished = {name: ops.take_along_axis(x, first, axis=1) for name, x in finished.items()}
+    _, order = ops.top_k(finished["score"], n_best)  # (B, N)
+    return {name: ops.take_along_axis(x, order, axis=1) for name, x in finished.items()}
 
 
 # === History ===

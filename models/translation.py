@@ -68,3 +68,46 @@ class Translation:
                 "translate(..., return_attention=True), and use a model that has attention."
             )
         return plot_attention(self.attention, self.source_tokens, self.tokens, path=path, title=title)
+
+    def plot_heads(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        part: str = "cross",
+        layer: int = 0,
+        title: str | None = None,
+    ) -> "Figure":
+        """Draws the heads of one layer side by side; see `attention_zoo.models.plotting.plot_heads`.
+
+        Args:
+            path: File to write (.png, .pdf or .svg); None writes nothing.
+            part: "cross", "self" or "encoder", see `heads`.
+            layer: Number of the layer, from 0; negative ones count from the last.
+            title: Line above the picture; says part and layer if None.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ValueError: If there is no such part or layer to draw.
+        """
+        from attention_zoo.models.plotting import plot_heads
+
+        if part not in self.heads:
+            raise ValueError(
+                f"Translation.plot_heads: expected a part among {list(self.heads)}, received {part!r}; heads "
+                "come with translate(..., return_attention=True) from a model that has them."
+            )
+        layers = len(self.heads[part])
+        if not -layers <= layer < layers:
+            raise ValueError(
+                f"Translation.plot_heads: expected a layer from 0 to {layers - 1}, received {layer}."
+            )
+        number = layer % layers
+        columns = {
+            "cross": self.source_tokens,
+            "self": ["<s>", *self.tokens[:-1]],
+            "encoder": self.source_tokens,
+        }[part]
+        rows = self.source_tokens if part == "encoder" else self.tokens
+        title = f"{part}, layer {number + 1} of {layers}" if title is None else title
+        return plot_heads(self.heads[part][number], columns, rows, path=path, title=title)

@@ -143,12 +143,22 @@ class Translator(EncoderDecoder):
         prefix: str | Sequence[str] | None = None,
         return_attention: bool = False,
         batch_size: int = 32,
+        *,
+        groups: int = 1,
+        diversity_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        no_repeat_ngram: int = 0,
+        sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
     ) -> Translation | list[Translation]:
         """Translates one text or several.
 
         Args:
             texts: A string, or a sequence of strings. A blank text translates to the empty text.
-            beams: Hypotheses kept by beam search; 1 is greedy search.
+            beams: Hypotheses kept by beam search; 1 is greedy search. Of no use with `sample`.
             n_best: Hypotheses returned; the best is the translation, the rest its `alternatives`.
             length_penalty: alpha of the score log P / ((5 + length) / 6) ** alpha.
             coverage_penalty: beta of the GNMT coverage penalty; needs a model with attention.
@@ -158,6 +168,16 @@ class Translator(EncoderDecoder):
             prefix: What each translation must begin with, one string for all or one per text.
             return_attention: Whether each translation carries its alignment; needs a model with attention.
             batch_size: Texts translated at once. The result does not depend on it.
+            groups: Groups of beams that diverse beam search keeps apart; must divide `beams`.
+            diversity_penalty: What a token costs a group for each earlier group that took it too.
+            repetition_penalty: Factor of 1 or more on the log-probability of tokens that were said before.
+            no_repeat_ngram: Length of the sequences of tokens that may not come twice; 0 allows all.
+            sample: Whether to draw tokens at random, `n_best` times, instead of searching.
+            temperature: Divides the logits before drawing: above 0; below 1 is more careful, above 1 bolder.
+            top_k: Draw among so many most probable tokens only.
+            top_p: Draw among the fewest tokens that are together so probable only.
+            seed: Of the drawing; the same seed gives the same translations. None takes one from NumPy's
+                global generator.
 
         Returns:
             A `Translation` for a string, a list of them for a sequence.
@@ -172,7 +192,15 @@ class Translator(EncoderDecoder):
         beams = _integer("beams", beams, 1)
         settings = {
             "beams": beams,
-            "n_best": _integer("n_best", n_best, 1, beams),
+            "n_best": _integer("n_best", n_best, 1, None if sample else beams),
+            "groups": _integer("groups", groups, 1),
+            "diversity_penalty": _not_negative("diversity_penalty", diversity_penalty),
+            "repetition_penalty": _not_negative("repetition_penalty", repetition_penalty),
+            "no_repeat_ngram": _integer("no_repeat_ngram", no_repeat_ngram, 0),
+            "sample": bool(sample),
+            "temperature": _not_negative("temperature", temperature),
+            "top_k": None if top_k is None else _integer("top_k", top_k, 1),
+            "top_p": None if top_p is None else _not_negative("top_p", top_p),
             "length_penalty": _not_negative("length_penalty", length_penalty),
             "coverage_penalty": _not_negative("coverage_penalty", coverage_penalty),
             "min_length": _integer("min_length", min_length, 0),
@@ -191,14 +219,15 @@ class Translator(EncoderDecoder):
         translations = [Translation("", 0.0, [], [], nothing) for _ in texts]
         # Sorted by length, so that short sentences are not padded to long ones.
         order = sorted((i for i, ids in enumerate(sources) if ids), key=lambda i: len(sources[i]))
+        key = _sampling_key(seed) if sample else None
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
+            rows = padded_count(len(chosen), batch_size)
+            if sample:  # what is drawn for a text depends on its number, not on its place in a batch
+                numbers = np.array([*chosen, *range(len(texts), len(texts) + rows - len(chosen))], "int32")
+                settings |= {"seed": key, "rows": numbers}
             batch = self._translate_batch(
-                [sources[i] for i in chosen],
-                [prefixes[i] for i in chosen],
-                max_length,
-                padded_count(len(chosen), batch_size),
-                settings,
+                [sources[i] for i in chosen], [prefixes[i] for i in chosen], max_length, rows, settings
             )
             for index, translation in zip(chosen, batch, strict=True):
                 translations[index] = translation
@@ -538,6 +567,14 @@ def _not_negative(name: str, value: Any) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name}: expected a number of at least 0, received {value}")
     return float(value)
+
+
+def _sampling_key(seed: int | None) -> np.ndarray:
+    """Two words of 32 bits."""
+    if seed is None:
+        return np.random.randint(0, 2**31, 2).astype("int32")  # of what keras.utils.set_random_seed sets
+    seed = _integer("seed", seed, 0, 2**62 - 1)
+    return np.array([seed % 2**31, seed // 2**31], "int32")
 
 
 def _padded(rows: list[list[int]], count: int, width: int) -> np.ndarray:

@@ -77,7 +77,7 @@ class Reference:
 
     def __init__(
         self, model, limits=None, min_length=0, forced_prefix=None, length_penalty=0.0, coverage_penalty=0.0,
-        source_mask=None, **_,
+        source_mask=None, repetition_penalty=1.0, no_repeat_ngram=0, **_,
     ):  # fmt: skip
         self.model = model
         self.limits = [MAX_LENGTH] * model.batch if limits is None else list(limits)
@@ -85,8 +85,18 @@ class Reference:
         self.prefix = forced_prefix
         self.alpha, self.beta = length_penalty, coverage_penalty
         self.source_mask = np.ones((model.batch, SOURCE), bool) if source_mask is None else source_mask
+        self.theta, self.ngram = repetition_penalty, no_repeat_ngram
 
     def allowed(self, sentence, tokens):
+        before = self.allowed_by_position(sentence, tokens)
+        return [token for token in before if not self.repeats(tokens, token)] or before
+
+    def repeats(self, tokens, token):
+        n, extended = self.ngram, (*tokens, token)
+        said = [tokens[i : i + n] for i in range(len(tokens) - n + 1)]
+        return n > 0 and token != END_ID and extended[-n:] in said
+
+    def allowed_by_position(self, sentence, tokens):
         position = len(tokens)
         if position >= self.limits[sentence]:
             return [END_ID]
@@ -104,10 +114,18 @@ class Reference:
             for i, token in enumerate(hypothesis)
         )
 
+    def worth(self, sentence, hypothesis):
+        """The log-probability by which the search goes."""
+        return sum(
+            self.model.next_log_probabilities(sentence, hypothesis[:i])[token]
+            * (self.theta if token in hypothesis[:i] else 1.0)
+            for i, token in enumerate(hypothesis)
+        )
+
     def score(self, sentence, hypothesis):
         penalty = ((5 + len(hypothesis)) / 6) ** self.alpha
         coverage = self.model.attention_of(sentence, hypothesis).sum(0)[self.source_mask[sentence]]
-        return self.log_probability(sentence, hypothesis) / penalty + self.beta * sum(
+        return self.worth(sentence, hypothesis) / penalty + self.beta * sum(
             math.log(min(covered, 1.0)) for covered in coverage
         )
 
@@ -129,14 +147,14 @@ class Reference:
             extended = [(*y, token) for y in live for token in self.allowed(sentence, y)]
             finished += [y for y in extended if y[-1] == END_ID]
             going_on = [y for y in extended if y[-1] != END_ID]
-            live = sorted(going_on, key=lambda y: -self.log_probability(sentence, y))[:beams]
+            live = sorted(going_on, key=lambda y: -self.worth(sentence, y))[:beams]
         return sorted(finished, key=lambda y: -self.score(sentence, y))[:n_best]
 
     def greedy(self, sentence):
         tokens = ()
         while END_ID not in tokens:
-            following = self.model.next_log_probabilities(sentence, tokens)
-            tokens = (*tokens, max(self.allowed(sentence, tokens), key=lambda token: following[token]))
+            extended = [(*tokens, token) for token in self.allowed(sentence, tokens)]
+            tokens = max(extended, key=lambda y: self.worth(sentence, y))
         return [tokens]
 
 
@@ -153,6 +171,15 @@ SETTINGS = {
     "limits": {"limits": np.array([2, 0, 3], "int32"), "length_penalty": 1.0},
     "limits_below_min_length": {"limits": np.array([1, 3, 2], "int32"), "min_length": 2},
     "forced_prefix": {"forced_prefix": PREFIX, "length_penalty": 1.0},
+    "repetition_penalty": {"repetition_penalty": 3.0, "min_length": 3},
+    "no_repeated_word": {"no_repeat_ngram": 1, "min_length": 3},
+    "no_repeated_pair": {"no_repeat_ngram": 2, "length_penalty": 2.0},
+    "repeated_prefix": {
+        "forced_prefix": np.array([[4, 4, 0], [0, 5, 5], [3, 3, 3]], "int32"),
+        "no_repeat_ngram": 1,
+        "repetition_penalty": 1.3,
+        "length_penalty": 1.0,
+    },
 }
 
 
@@ -241,6 +268,32 @@ def test_search_finds_more_than_greedy():
     assert np.mean(np.array(wider) > 1e-3) > 0.2
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("repetition_penalty", 3.0), ("no_repeat_ngram", 1), ("no_repeat_ngram", 2)]
+)
+def test_repetition_is_avoided_only_on_request(model, option, value):
+    """A model in love with one word: the tests above would be hollow if nothing were repeated."""
+    fond = eager_to_end(model, -20.0)
+    fond.logits = fond.logits * 0.1 + np.array([-20, -20, 0, 0, 0.8, 0], "float32")
+    for function in (search.greedy, search.beam):
+        plain = run(fond, function, min_length=3)
+        careful = run(fond, function, min_length=3, **{option: value})
+        assert all(hypotheses(plain, sentence) == [(4, 4, 4, END_ID)] for sentence in range(3))
+        assert not any(hypotheses(careful, sentence) == [(4, 4, 4, END_ID)] for sentence in range(3))
+
+
+def test_log_probabilities_hold_no_repetition_penalty(model):
+    """What is returned as the model's is the model's; only the score is lower."""
+    options = {"forced_prefix": np.array([[4, 4, END_ID]] * 3, "int32")}
+    for function in (search.greedy, search.beam):
+        plain, penalized = (
+            run(model, function, **options),
+            run(model, function, repetition_penalty=2.0, **options),
+        )
+        np.testing.assert_allclose(plain["log_probabilities"], penalized["log_probabilities"], rtol=1e-6)
+        assert (penalized["scores"] < plain["scores"]).all()
+
+
 # === Compiled ===
 
 
@@ -249,8 +302,9 @@ def test_search_finds_more_than_greedy():
     [
         {"beams": 3, "n_best": 2, "length_penalty": 0.6, "coverage_penalty": 0.2, "source_mask": SOURCE_MASK},
         {"beams": 3, "limits": np.array([1, 3, 2], "int32"), "min_length": 1, "forced_prefix": PREFIX},
+        {"beams": 3, "repetition_penalty": 1.6, "no_repeat_ngram": 2, "length_penalty": 1.0},
     ],
-    ids=["penalties", "limits_and_prefix"],
+    ids=["penalties", "limits_and_prefix", "repetition"],
 )
 def test_compiled_beam_equals_eager(model, options):
     eager, xla = (
@@ -482,6 +536,15 @@ def test_asking_for_attention_changes_nothing(model, function):
         ({"length_penalty": -1.0}, "length_penalty of at least 0"),
         ({"coverage_penalty": -1.0}, "coverage_penalty of at least 0"),
         ({"coverage_penalty": 1.0}, "source_mask"),
+        ({"repetition_penalty": 0.9}, "repetition_penalty of at least 1"),
+        ({"repetition_penalty": math.inf}, "finite repetition_penalty"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram to be a whole number of at least 0"),
+        ({"no_repeat_ngram": 1.5}, "no_repeat_ngram to be a whole number of at least 0"),
+        ({"groups": 0}, "groups of at least 1"),
+        ({"groups": 3}, "groups to be a divisor of beams=4"),
+        ({"groups": 2, "diversity_penalty": -0.1}, "diversity_penalty of at least 0"),
+        ({"groups": 2, "diversity_penalty": math.inf}, "finite diversity_penalty"),
+        ({"diversity_penalty": 0.5}, "groups of at least 2"),
     ],
 )
 def test_bad_options(model, options, message):

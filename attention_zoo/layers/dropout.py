@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
+
+from attention_zoo.ops import random
 
 
 @keras.saving.register_keras_serializable(package="attention_zoo")
@@ -94,9 +95,9 @@ class Dropout(keras.layers.Layer):
 
     def _keep(self, shape: Sequence[Any]) -> Any:
         """Draws which entries to keep: boolean, of the given shape."""
-        bits = _random_bits(self.seed_generator.next(), shape)
-        threshold = min(round(self.rate * 2**32), 2**32 - 1)
-        return ops.greater_equal(bits, np.uint32(threshold))
+        size = functools.reduce(operator.mul, shape, 1)
+        index = ops.cast(ops.arange(size, dtype="int32"), "uint32")
+        return ops.reshape(random.keep_mask(self.rate, self.seed_generator.next(), index), shape)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The shape of the inputs."""
@@ -105,34 +106,3 @@ class Dropout(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "rate": self.rate, "noise_shape": self.noise_shape, "seed": self.seed}
-
-
-def _random_bits(seed: Any, shape: Sequence[Any]) -> Any:
-    """Returns a uint32 tensor of `shape`, uniform, a pure function of the two words of the seed.
-
-    The words are the layer's seed and the number of the call, so both are small numbers that differ in
-    few bits: they are hashed first, each together with the other. The element's index is then hashed
-    with one key before the first round and the other one between rounds. (With one key only, two calls
-    whose keys are close would use the same masks shifted.)
-    """
-    layer, call = ops.unstack(ops.cast(seed, "uint32"), 2)
-    first = _hash(_hash(layer) + call)
-    second = _hash(first + layer)
-    size = functools.reduce(operator.mul, shape, 1)
-    index = ops.cast(ops.arange(size, dtype="int32"), "uint32")
-    return ops.reshape(_hash(ops.bitwise_xor(_hash(index + first), second)), shape)
-
-
-def _hash(x: Any) -> Any:
-    """Scatters the bits of uint32 numbers: the finalizer `lowbias32`, a bijection.
-
-    Reference:
-        Wellons 2018, "Prospecting for Hash Functions", nullprogram.com/blog/2018/07/31.
-    """
-    x = _xor_shift(x, 16) * np.uint32(0x7FEB352D)
-    x = _xor_shift(x, 15) * np.uint32(0x846CA68B)
-    return _xor_shift(x, 16)
-
-
-def _xor_shift(x: Any, bits: int) -> Any:
-    return ops.bitwise_xor(x, ops.right_shift(x, np.uint32(bits)))
