@@ -20,7 +20,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from attention_zoo.models.search_drawing import block_width, hypothesis_keys
+from attention_zoo.models.search_drawing import block_width, draw, hypothesis_keys
 from attention_zoo.models.search_rules import LOWEST, SearchRules, count_tokens
 from attention_zoo.models.tokenizer import END_ID, PAD_ID, START_ID
 from attention_zoo.ops.recurrence import scan
@@ -225,12 +225,18 @@ def sample(
     )
     keys = hypothesis_keys(seed, rows, samples)  # (B, K)
 
-    def draw(worth: Any, position: Any) -> tuple[Any, Any]:
+    def choose(worth: Any, position: Any) -> tuple[Any, Any]:
         token = draw(worth, position, seed, keys, temperature, top_k, top_p)
         return token, _look_up(worth, ops.arange(samples, dtype="int32"), token)
 
     found = _follow(
-        draw, step, state, rules, hypotheses=samples, max_length=max_length, return_attention=return_attention
+        choose,
+        step,
+        state,
+        rules,
+        hypotheses=samples,
+        max_length=max_length,
+        return_attention=return_attention,
     )
     if samples == 1:
         return found

@@ -126,10 +126,16 @@ class TransformerDecoder(TransformerStack):
         x = self.embedding_dropout(self.embed(target), training=training)  # (B, T, D)
         attention = []
         for block in self.blocks:
-            x, weights = block(
-                x, values, memory_mask=memory["mask"], training=training, return_attention=True
+            x = block(
+                x,
+                values,
+                memory_mask=memory["mask"],
+                training=training,
+                return_attention=return_attention,
             )
-            attention.append(weights)
+            if return_attention:
+                x, weights = x
+                attention.append(weights)
         logits = self._logits(x)
         if not return_attention:
             return logits
@@ -168,7 +174,23 @@ class TransformerDecoder(TransformerStack):
 
         Returns:
             A dict of "position", a scalar, and "cache", a nest of tensors (B, K, ...).
+
+        Raises:
+            ValueError: If `max_positions` is missing, or more than the table of learned positions has.
         """
+        if max_positions is None:
+            raise ValueError(
+                "TransformerDecoder: expected max_positions, the size of the cache, received None; pass the "
+                "number of positions that there will be"
+            )
+        if self.positions == "learned" and isinstance(max_positions, int):
+            # Once compiled, a step past the table would be NaN and no error.
+            if max_positions > self.max_positions:
+                raise ValueError(
+                    f"TransformerDecoder: expected at most {self.max_positions} positions, the start token's "
+                    f"included, as there are in the table of learned positions; received {max_positions}; "
+                    "ask for shorter outputs, or enlarge max_positions"
+                )
         batch = ops.shape(prepared["mask"])[0]
         caches = [block.empty_cache(batch * hypotheses, max_positions) for block in self.blocks]
         return {

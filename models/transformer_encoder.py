@@ -42,7 +42,8 @@ class TransformerEncoder(TransformerStack):
 
     Returns:
         The memory, a dict of "values": (B, S, D), "mask": bool (B, S), True at real tokens, "summary":
-        (B, D), the mean over the real tokens, and if asked, "attention": float32 (B, N, H, S, S).
+        (B, D), the mean over the real tokens, and if asked, "attention": float32 (B, N, H, S, S), 0 at
+        padding.
 
     Raises:
         ValueError: If an option is unknown, a size is not positive, or the heads do not divide the width.
@@ -70,8 +71,10 @@ class TransformerEncoder(TransformerStack):
         x = self.embedding_dropout(self.embed(ids), training=training)  # (B, S, D)
         attention = []
         for block in self.blocks:
-            x, weights = block(x, mask=mask, training=training, return_attention=True)
-            attention.append(weights)
+            x = block(x, mask=mask, training=training, return_attention=return_attention)
+            if return_attention:
+                x, weights = x
+                attention.append(weights)
         if self.output_norm is not None:
             x = self.output_norm(x)
         real = ops.expand_dims(ops.cast(mask, "float32"), -1)  # (B, S, 1)

@@ -35,7 +35,7 @@ class TransformerStack(keras.layers.Layer):
         **kwargs: `name`, `dtype` and so on, see `keras.layers.Layer`.
 
     Raises:
-        ValueError: If an option is unknown, a size is not positive, or the heads do not divide the width.
+        ValueError: If an option is unknown, a size is not positive, or numbers of heads do not fit.
     """
 
     block_class: type[TransformerBlock]
@@ -78,6 +78,11 @@ class TransformerStack(keras.layers.Layer):
             raise ValueError(
                 f'{name}: expected max_positions with positions="learned" and with no other, received '
                 f"max_positions={max_positions} and positions={positions!r}"
+            )
+        if positions == "rotary" and (units // num_heads) % 2:
+            raise ValueError(
+                f'{name}: expected an even units / num_heads with positions="rotary", received {units} / '
+                f"{num_heads}"
             )
         # === Config ===
         self.vocabulary_size = vocabulary_size

@@ -29,6 +29,18 @@ class AttentionContract:
     def make(self, **kwargs):
         raise NotImplementedError
 
+    # What differs where weights have an axis of heads and contexts are projected.
+
+    weights_shape = (None, None, None)
+
+    def as_weights(self, x):
+        """(B, T, S) -> the shape of the weights."""
+        return x
+
+    def nothing(self, layer):
+        """The context of a query that may attend to nothing, broadcast to (T, width)."""
+        return np.zeros(self.value_dim)
+
     # What the tests share.
 
     def built(self, **kwargs):
@@ -83,7 +95,7 @@ class AttentionContract:
         layer = self.make()
         context, weights = layer(query, value, key, return_attention_scores=True)
         assert context.shape == (None, None, self.value_dim)
-        assert weights.shape == (None, None, None)
+        assert weights.shape == self.weights_shape
 
     # Masks.
 
@@ -95,7 +107,7 @@ class AttentionContract:
         given = np.repeat(mask[:, None], T, axis=1) if name == "attention_mask" else mask
         context, weights = layer(query, value, key, return_attention_scores=True, **{name: given})
         weights = np.array(weights)
-        np.testing.assert_array_equal(weights > 0, np.repeat(mask[:, None], T, axis=1))
+        np.testing.assert_array_equal(weights > 0, self.as_weights(np.repeat(mask[:, None], T, axis=1)))
         np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)
         value, key = np.where(mask[..., None], value, 50.0), np.where(mask[..., None], key, 50.0)
         np.testing.assert_allclose(layer(query, value, key, **{name: given}), context, atol=1e-5)
@@ -104,13 +116,14 @@ class AttentionContract:
         mask = np.random.default_rng(1).random((B, T, S)) < 0.5
         mask[:, :, 0] = True
         _, weights = self.built()(*self.inputs(), attention_mask=mask, return_attention_scores=True)
-        np.testing.assert_array_equal(np.array(weights) > 0, mask)
+        np.testing.assert_array_equal(np.array(weights) > 0, self.as_weights(mask))
 
     def test_causal_mask_hides_the_future(self):
         layer = self.built()
         query, value, key = self.inputs()
         context, weights = layer(query, value, key, use_causal_mask=True, return_attention_scores=True)
-        np.testing.assert_array_equal(np.array(weights) > 0, np.tri(T, S)[None].repeat(B, 0) > 0)
+        expected = self.as_weights(np.tri(T, S)[None].repeat(B, 0) > 0)
+        np.testing.assert_array_equal(np.array(weights) > 0, expected)
         value[:, 2:] += 9.0
         key[:, 2:] += 9.0
         later = layer(query, value, key, use_causal_mask=True)
@@ -123,7 +136,7 @@ class AttentionContract:
             *self.inputs(), value_mask=value_mask, use_causal_mask=True, return_attention_scores=True
         )
         expected = (np.tri(T, S) > 0) & value_mask[:, None]
-        np.testing.assert_array_equal(np.array(weights) > 0, expected)
+        np.testing.assert_array_equal(np.array(weights) > 0, self.as_weights(expected))
 
     def test_masks_of_the_inputs_are_found(self):
         """Keras hands on the masks that Embedding made; the context keeps the query's."""
@@ -138,8 +151,11 @@ class AttentionContract:
         )
         context, weights = layer(query, value, key, return_attention_scores=True)
         np.testing.assert_allclose(context, expected, atol=1e-6)
-        np.testing.assert_array_equal(np.array(weights) > 0, query_mask[:, :, None] & value_mask[:, None])
-        np.testing.assert_array_equal(context[:, 3], np.zeros((B, self.value_dim)))
+        allowed = self.as_weights(query_mask[:, :, None] & value_mask[:, None])
+        np.testing.assert_array_equal(np.array(weights) > 0, allowed)
+        np.testing.assert_array_equal(
+            context[:, 3], np.broadcast_to(self.nothing(layer), (B, self.value_dim))
+        )
         np.testing.assert_array_equal(context._keras_mask, query_mask)
 
     def test_wrong_masks_are_refused(self):
@@ -157,7 +173,7 @@ class AttentionContract:
         mask = np.arange(S + 6)[None].repeat(B, 0) < S
         context, weights = layer(query, *wide, value_mask=mask, return_attention_scores=True)
         np.testing.assert_allclose(context, expected, atol=1e-5)
-        np.testing.assert_allclose(weights[:, :, :S], expected_weights, atol=1e-5)
+        np.testing.assert_allclose(weights[..., :S], expected_weights, atol=1e-5)
 
     def test_nothing_to_attend_to_gives_zeros(self):
         """In half precision too, where `keras.layers.Attention` returns NaN."""
@@ -165,8 +181,10 @@ class AttentionContract:
         for dtype in ("float32", "mixed_float16"):
             layer = self.built(dtype=dtype)
             context, weights, gradients = self.gradients(layer, *self.inputs(), value_mask=mask)
-            np.testing.assert_array_equal(context[1], np.zeros((T, self.value_dim)))
-            np.testing.assert_array_equal(weights[1], np.zeros((T, S)))
+            np.testing.assert_array_equal(
+                context[1], np.broadcast_to(self.nothing(layer), (T, self.value_dim))
+            )
+            np.testing.assert_array_equal(weights[1], np.zeros_like(weights[1]))
             for gradient in gradients:
                 assert np.all(np.isfinite(gradient))
             for gradient in gradients[:3]:
@@ -235,7 +253,7 @@ class AttentionContract:
             np.testing.assert_allclose(
                 ops.cast(step, "float32"), ops.cast(context[:, t : t + 1], "float32"), atol=1e-5
             )
-            np.testing.assert_allclose(step_weights, weights[:, t : t + 1], atol=1e-5)
+            np.testing.assert_allclose(step_weights, weights[..., t : t + 1, :], atol=1e-5)
 
     def test_wrong_shapes_are_refused(self):
         with pytest.raises(ValueError, match="expected a query of shape"):

@@ -1,5 +1,7 @@
 """Multi-head attention."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -7,7 +9,7 @@ from keras import ops
 
 from attention_zoo.layers.attention import Attention
 from attention_zoo.ops import attention as attention_ops
-from attention_zoo.ops import positions, scores
+from attention_zoo.ops import chunked_attention, masks, positions, scores
 from attention_zoo.ops.linear import linear
 
 
@@ -18,9 +20,11 @@ class MultiHeadAttention(Attention):
         head_i = softmax(Q W_i^Q (K W_i^K)' / sqrt(d)) V W_i^V
         output = [head_1; ...; head_H] W^O
 
-    Arguments and calls are those of `keras.layers.MultiHeadAttention`, so that it takes its place;
-    unlike there, a fully masked query gets an average of nothing, zeros, before W^O, the softmax is
-    float32 under every policy, and the weights that are returned are those before dropout.
+    Arguments and calls are those of `keras.layers.MultiHeadAttention`, so that it takes its place. What
+    differs: a fully masked query gets an average of nothing, zeros, before W^O; the softmax is float32
+    under every policy; the weights that are returned are those before dropout; dropout and flash attention
+    go together; masks must be boolean. Kernels are matrices, heads side by side, and that is how
+    initializers, regularizers and constraints see them.
 
     A decoder that goes token by token keeps keys and values in a cache of fixed shape:
 
@@ -34,10 +38,25 @@ class MultiHeadAttention(Attention):
         key_dim: d, the width of each head's queries and keys.
         value_dim: Width of each head's values; `key_dim` if None.
         dropout: Part of the attention weights to drop in training.
-        use_bias: Whether the four projections have biases.
-        output_shape: Width of the output; the queries' if None.
+        use_bias: Whether the projections have biases.
+        output_shape: Width of the output, or a tuple of the axes that it has instead; the queries' width
+            if None.
+        attention_axes: Axis or axes of the inputs that attention covers; all but the first and the last
+            if None. Positions on the other axes do not see each other.
+        sliding_window: How near a key must be: query t sees the keys s with |t - s| below it, in `call`
+            and `step`; None means everywhere. `attend` leaves that to its mask.
+        flash_attention: Whether `call` computes the weights piece by piece, in memory that grows with the
+            length and not its square. The result is the same, but there are no weights to return. None
+            does so where it is faster, unless weights are asked for or a length is unknown.
         kernel_initializer: Initializer of the projections.
         bias_initializer: Initializer of the biases.
+        kernel_regularizer: Regularizer of the projections.
+        bias_regularizer: Regularizer of the biases.
+        activity_regularizer: Regularizer of what the layer returns, as for every Keras layer; in Keras'
+            own multi-head attention it is applied to the projections.
+        kernel_constraint: Constraint of the projections.
+        bias_constraint: Constraint of the biases.
+        use_gate: Whether the heads' outputs are multiplied with sigmoid(Q W^G) before W^O.
         seed: Seed of the dropout; None draws one from Keras' global generator.
         num_key_value_heads: G, the number of heads of keys and values, each shared by H / G heads of
             queries; H if None, 1 is multi-query attention.
@@ -45,14 +64,29 @@ class MultiHeadAttention(Attention):
         **kwargs: `name`, `dtype` and so on, see `keras.layers.Layer`.
 
     Call arguments:
-        See `Attention`.
+        query: Float (B, T, Dq); or of higher rank, such as a grid (B, height, width, Dq). Positions of
+            several attention axes are counted row by row.
+        value: Float (B, S, Dv), of the same rank as the query.
+        key: Float (B, S, Dk); the values if None.
+        query_mask: Boolean (B, T). A masked query attends to nothing.
+        value_mask: Boolean (B, S), True where attention is allowed.
+        key_mask: Boolean (B, S), the same for the keys. Keras fills in these three by itself from the
+            inputs' own masks.
+        attention_mask: Boolean (B, T, S) or (B, 1, S), or (B, H, T, S) by head, True where attention is
+            allowed. For inputs of higher rank, (B, other axes, H, axes of T, axes of S), where H, or the
+            other axes and H, may be left out.
+        return_attention_scores: Whether to return the weights besides the output.
+        training: Whether to drop weights.
+        use_causal_mask: Whether query t may see the first t + 1 positions only.
 
     Returns:
         The output (B, T, Do) in the compute dtype; with `return_attention_scores`, a pair of the output
-        and the weights, float32 (B, H, T, S).
+        and the weights, float32 (B, H, T, S). For inputs of higher rank, the output has the axes of the
+        query, and the weights are (B, other axes, H, axes of T, axes of S).
 
     Raises:
-        ValueError: If a size is not positive, G does not divide H, or shapes or masks do not fit.
+        ValueError: If a size is not positive, G does not divide H, shapes, axes or masks do not fit, or
+            weights are asked for with `flash_attention=True`.
 
     Example:
         >>> layer = MultiHeadAttention(num_heads=2, key_dim=8)
@@ -63,7 +97,8 @@ class MultiHeadAttention(Attention):
     Reference:
         Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2. Shared heads: Shazeer 2019, "Fast
         Transformer Decoding", section 3; Ainslie et al. 2023, "GQA". Rotation: Su et al. 2021,
-        "RoFormer", section 3.2.2.
+        "RoFormer", section 3.2.2. Window: Beltagy et al. 2020, "Longformer", section 3.1. Gate: Qiu et al.
+        2025, "Gated Attention for Large Language Models", section 2.2.
     """
 
     def __init__(
@@ -73,61 +108,122 @@ class MultiHeadAttention(Attention):
         value_dim: int | None = None,
         dropout: float = 0.0,
         use_bias: bool = True,
-        output_shape: int | None = None,
+        output_shape: int | Sequence[int] | None = None,
+        attention_axes: int | Sequence[int] | None = None,
+        sliding_window: int | None = None,
+        flash_attention: bool | None = None,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        use_gate: bool = False,
         seed: int | None = None,
+        *,
         num_key_value_heads: int | None = None,
         rotary: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(dropout=dropout, seed=seed, **kwargs)
+        super().__init__(dropout=dropout, seed=seed, activity_regularizer=activity_regularizer, **kwargs)
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.value_dim = key_dim if value_dim is None else value_dim
         self.use_bias = use_bias
-        self.output_shape = output_shape
+        # Not as `output_shape`: `Model.summary` takes an attribute of that name for the whole shape.
+        self.output_sizes = _tuple(output_shape)
+        self.attention_axes = _tuple(attention_axes)
+        self.sliding_window = sliding_window
+        self.flash_attention = flash_attention
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+        self.use_gate = use_gate
         self.num_key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
         self.rotary = rotary
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
         sizes = {
-            "num_heads": num_heads,
-            "key_dim": key_dim,
-            "value_dim": self.value_dim,
-            "num_key_value_heads": self.num_key_value_heads,
+            name: getattr(self, name) for name in ("num_heads", "key_dim", "value_dim", "num_key_value_heads")
         }
+        if self.sliding_window is not None:
+            sizes["sliding_window"] = self.sliding_window
+        if self.output_sizes is not None:
+            sizes["output_shape"] = min(self.output_sizes, default=0)
         for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"MultiHeadAttention: expected {name} of at least 1, received {size}")
-        if num_heads % self.num_key_value_heads:
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(
+                    f"MultiHeadAttention: expected {name} of at least 1, an integer, received {size}"
+                )
+        if self.num_heads % self.num_key_value_heads:
             raise ValueError(
                 "MultiHeadAttention: expected num_key_value_heads to divide num_heads, received "
-                f"{self.num_key_value_heads} and {num_heads}"
+                f"{self.num_key_value_heads} and {self.num_heads}"
             )
-        if rotary and key_dim % 2:
-            raise ValueError(f"MultiHeadAttention: expected an even key_dim with rotary, received {key_dim}")
+        if self.rotary and self.key_dim % 2:
+            raise ValueError(
+                f"MultiHeadAttention: expected an even key_dim with rotary, received {self.key_dim}"
+            )
+        if self.attention_axes == ():
+            raise ValueError(
+                "MultiHeadAttention: expected at least one axis in attention_axes, received (). None means "
+                "all but the first and the last."
+            )
+
+    def build(
+        self,
+        query_shape: tuple[int | None, ...],
+        value_shape: tuple[int | None, ...],
+        key_shape: tuple[int | None, ...] | None = None,
+    ) -> None:
+        """Makes the weights for inputs of these shapes."""
+        shapes = [query_shape, value_shape, value_shape if key_shape is None else key_shape]
+        rank = len(query_shape)
+        if rank > 3:
+            _check_grids(*shapes, self._covered_axes(rank))
+            shapes = [(shape[0], None, shape[-1]) for shape in shapes]  # (B * F, T, D)
+        super().build(*shapes)
 
     def build_weights(self, query_dim: int, key_dim: int, value_dim: int) -> None:
-        """Makes a matrix and a bias for queries, keys, values and output: heads side by side."""
-        keys, values = (self.num_key_value_heads * width for width in (self.key_dim, self.value_dim))
+        """Makes a matrix and a bias for queries, keys, values, gate and output: heads side by side."""
+        heads = self.num_heads * self.value_dim
         shapes = {
             "query": (query_dim, self.num_heads * self.key_dim),
-            "key": (key_dim, keys),
-            "value": (value_dim, values),
-            "output": (self.num_heads * self.value_dim, self.context_dim(query_dim, value_dim)),
+            "key": (key_dim, self.num_key_value_heads * self.key_dim),
+            "value": (value_dim, self.num_key_value_heads * self.value_dim),
+            "gate": (query_dim, heads),
+            "output": (heads, self.context_dim(query_dim, value_dim)),
         }
+        if not self.use_gate:
+            del shapes["gate"]
         for name, shape in shapes.items():
-            kernel = self.add_weight(shape, self.kernel_initializer, name=f"{name}_kernel")
+            kernel = self.add_weight(
+                shape,
+                _fresh(self.kernel_initializer),
+                regularizer=self.kernel_regularizer,
+                constraint=self.kernel_constraint,
+                name=f"{name}_kernel",
+            )
             setattr(self, f"{name}_kernel", kernel)
             bias = None
             if self.use_bias:
-                bias = self.add_weight(shape[1:], self.bias_initializer, name=f"{name}_bias")
+                bias = self.add_weight(
+                    shape[1:],
+                    _fresh(self.bias_initializer),
+                    regularizer=self.bias_regularizer,
+                    constraint=self.bias_constraint,
+                    name=f"{name}_bias",
+                )
             setattr(self, f"{name}_bias", bias)
 
     def context_dim(self, query_dim: int, value_dim: int) -> int:
-        """Width of the output."""
-        return self.output_shape or query_dim
+        """Width of the output, of all its axes together."""
+        return query_dim if self.output_sizes is None else math.prod(self.output_sizes)
 
     # === Projections ===
 
@@ -168,6 +264,13 @@ class MultiHeadAttention(Attention):
         }
         return self._rotated(self._heads(query, self.num_heads), start), memory
 
+    def _gate(self, query: Any) -> Any:
+        """(B, T, Dq) -> (B, H, T, value_dim), or None without a gate."""
+        if not self.use_gate:
+            return None
+        query = ops.cast(query, self.compute_dtype)
+        return ops.sigmoid(self._heads(self._projected(query, "gate"), self.num_heads))
+
     def _projected(self, x: Any, *names: str) -> Any:
         """The projections of these names, side by side: (B, T, D) -> (B, T, sum of the widths)."""
         kernels = [ops.cast(getattr(self, f"{name}_kernel"), x.dtype) for name in names]
@@ -188,6 +291,57 @@ class MultiHeadAttention(Attention):
 
     # === Attending ===
 
+    def call(
+        self,
+        query: Any,
+        value: Any,
+        key: Any = None,
+        query_mask: Any = None,
+        value_mask: Any = None,
+        key_mask: Any = None,
+        attention_mask: Any = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+        use_causal_mask: bool = False,
+    ) -> Any:
+        """Attends; see the class."""
+        if self.flash_attention and return_attention_scores:
+            raise ValueError(
+                "MultiHeadAttention: expected no return_attention_scores with flash_attention=True, which "
+                "never has the weights in one piece. Pass flash_attention=None, which materialises them when "
+                "they are asked for."
+            )
+        grid = None
+        if len(query.shape) > 3:
+            grid = _Grid(query, value, self._covered_axes(len(query.shape)))
+            sequence = grid.sequence(query)
+            value, key = (
+                sequence if x is query else grid.sequence(x) for x in (value, value if key is None else key)
+            )
+            query = sequence
+            query_mask, value_mask, key_mask = map(grid.padding, (query_mask, value_mask, key_mask))
+            attention_mask = grid.attention_mask(attention_mask)
+        self._check_mask(attention_mask)
+        target, source = ops.shape(query)[1], ops.shape(value)[1]
+        window = None if self.sliding_window is None else self._window(target, source)
+        hidden = (value_mask, key_mask, window)
+        gate = self._gate(query)
+        projected = self._project_all(query, value, key)
+        if self._in_pieces(target, source, return_attention_scores):
+            mask = _combine(attention_mask, *hidden)
+            heads = self._average_in_pieces(*projected, mask, query_mask, use_causal_mask, training)
+            weights = None
+        else:
+            causal = masks.causal_mask(target, source) if use_causal_mask else None
+            if query_mask is not None:
+                query_mask = ops.expand_dims(query_mask, -1)  # (B, T, 1)
+            mask = _combine(attention_mask, *hidden, query_mask, causal)
+            heads, weights = self._average(*projected, mask, training)
+        output = self._output(heads, gate)
+        if grid is not None:
+            output, weights = grid.output(output), grid.weights(weights)
+        return (output, weights) if return_attention_scores else output
+
     def attend(
         self, query: Any, memory: dict[str, Any], mask: Any = None, training: bool | None = None
     ) -> tuple[Any, Any]:
@@ -196,20 +350,27 @@ class MultiHeadAttention(Attention):
         Args:
             query: Float (B, T, Dq).
             memory: What `project_memory` returned.
-            mask: Boolean (B, T, S) or (B, 1, S), True where attention is allowed; None allows all.
+            mask: Boolean (B, T, S), (B, 1, S) or (B, H, T, S), True where attention is allowed; None
+                allows all.
             training: Whether to drop weights.
 
         Returns:
             The output (B, T, Do) in the compute dtype, and the weights before dropout, float32
             (B, H, T, S).
         """
-        query = self.project_query(ops.cast(query, self.compute_dtype))
-        return self._attend(query, memory, mask, training)
+        query = ops.cast(query, self.compute_dtype)
+        heads, weights = self._average(self.project_query(query), memory, mask, training)
+        return self._output(heads, self._gate(query)), weights
 
-    def _attend(
+    def _project_all(self, query: Any, value: Any, key: Any) -> tuple[Any, dict[str, Any]]:
+        if query is value and (key is None or key is value):
+            return self._project_self(query)
+        return self.project_query(ops.cast(query, self.compute_dtype)), self.project_memory(value, key)
+
+    def _average(
         self, query: Any, memory: dict[str, Any], mask: Any, training: bool | None
     ) -> tuple[Any, Any]:
-        """The same for projected queries (B, H, T, d)."""
+        """Queries (B, H, T, d) and a memory -> (B, H, T, value_dim), and the weights (B, H, T, S)."""
         groups, shared = self.num_key_value_heads, self.num_heads // self.num_key_value_heads
         batch, _, length, _ = ops.shape(query)
         if shared > 1:  # the heads that share keys, one after the other, as more queries
@@ -217,9 +378,7 @@ class MultiHeadAttention(Attention):
         e = scores.scaled_dot_scores(query, memory["key"])  # (B, G, H/G * T, S)
         if shared > 1:
             e = ops.reshape(e, (batch, self.num_heads, length, ops.shape(e)[-1]))  # (B, H, T, S)
-        if mask is not None:
-            mask = ops.expand_dims(mask, 1)  # (B, 1, T, S)
-        weights = attention_ops.attention_weights(e, mask)
+        weights = attention_ops.attention_weights(e, _by_head(mask))
         applied = self.weight_dropout(weights, training=training)
         value = memory["value"]
         if shared > 1:
@@ -227,16 +386,80 @@ class MultiHeadAttention(Attention):
         heads = ops.matmul(ops.cast(applied, value.dtype), value)  # (B, G, H/G * T, value_dim)
         if shared > 1:
             heads = ops.reshape(heads, (batch, self.num_heads, length, self.value_dim))  # (B, H, T, Dv)
+        return heads, weights
+
+    def _average_in_pieces(
+        self,
+        query: Any,
+        memory: dict[str, Any],
+        mask: Any,
+        query_mask: Any,
+        causal: bool,
+        training: bool | None,
+    ) -> Any:
+        """The same without the weights; what can be kept from becoming a mask (B, T, S) is kept apart."""
+        dropout = self.weight_dropout.rate if training else 0.0
+        heads = chunked_attention.chunked_attention(
+            query,
+            memory["key"],
+            memory["value"],
+            mask=_by_head(mask),
+            causal=causal,
+            dropout=dropout,
+            seed=self.weight_dropout.seed_generator.next() if dropout else None,
+        )
+        if query_mask is None:
+            return heads
+        query_mask = ops.expand_dims(masks.combine_masks(query_mask), -1)  # (B, 1, T, 1)
+        return ops.where(query_mask, heads, ops.zeros_like(heads))
+
+    def _in_pieces(self, target: Any, source: Any, weights_wanted: bool) -> bool:
+        """Whether to do without the weights, for sequences of these lengths."""
+        if self.flash_attention is not None:
+            return self.flash_attention
+        known = isinstance(target, int) and isinstance(source, int)
+        return known and not weights_wanted and target * source >= 1024**2
+
+    def _output(self, heads: Any, gate: Any) -> Any:
+        """(B, H, T, value_dim) -> (B, T, Do)."""
+        batch, _, length, _ = ops.shape(heads)
+        if gate is not None:
+            heads = heads * gate
         heads = ops.transpose(heads, (0, 2, 1, 3))  # (B, T, H, Dv)
         heads = ops.reshape(heads, (batch, length, self.num_heads * self.value_dim))
-        return self._projected(heads, "output"), weights
+        output = self._projected(heads, "output")
+        if self.output_sizes is None or len(self.output_sizes) == 1:
+            return output
+        return ops.reshape(output, (batch, length, *self.output_sizes))  # (B, T, ...)
 
-    def _attend_all(
-        self, query: Any, value: Any, key: Any, mask: Any, training: bool | None
-    ) -> tuple[Any, Any]:
-        if query is value and (key is None or key is value):
-            return self._attend(*self._project_self(query), mask, training)
-        return self.attend(query, self.project_memory(value, key), mask, training)
+    def _window(self, target: Any, source: Any) -> Any:
+        """Lets queries see the keys around them: (1, T, S)."""
+        return self._near(ops.expand_dims(ops.arange(target), 1), ops.arange(source))[None]
+
+    def _near(self, target: Any, source: Any) -> Any:
+        return ops.abs(target - source) < self.sliding_window
+
+    def _covered_axes(self, rank: int) -> tuple[int, ...]:
+        """The attention axes of inputs of this rank."""
+        if self.attention_axes is None:
+            return tuple(range(1, rank - 1))
+        axes = tuple(axis + rank if axis < 0 else axis for axis in self.attention_axes)
+        if len(set(axes)) < len(axes) or not all(0 < axis < rank - 1 for axis in axes):
+            raise ValueError(
+                "MultiHeadAttention: expected attention_axes between the first axis and the last, each once, "
+                f"received {self.attention_axes} for inputs of rank {rank}"
+            )
+        return axes
+
+    def _check_mask(self, mask: Any) -> None:
+        if mask is None or len(mask.shape) == 3:
+            return
+        if len(mask.shape) != 4 or mask.shape[1] not in (1, self.num_heads, None):
+            raise ValueError(
+                "MultiHeadAttention: expected an attention_mask of shape (B, T, S), (B, 1, S) or "
+                f"(B, {self.num_heads}, T, S), received {tuple(mask.shape)}. Pass a padding mask, (B, S), as "
+                "value_mask."
+            )
 
     # === Token by token ===
 
@@ -271,9 +494,12 @@ class MultiHeadAttention(Attention):
         cache = {
             name: ops.slice_update(cache[name], (0, 0, position, 0), new[name]) for name in ("key", "value")
         }
-        seen = ops.arange(ops.shape(cache["key"])[2], dtype="int32") <= position  # (length,)
-        output, weights = self._attend(query, cache, ops.reshape(seen, (1, 1, -1)), training=False)
-        return output, weights, cache
+        index = ops.arange(ops.shape(cache["key"])[2], dtype="int32")
+        seen = index <= position  # (length,)
+        if self.sliding_window is not None:
+            seen = ops.logical_and(seen, self._near(position, index))
+        heads, weights = self._average(query, cache, ops.reshape(seen, (1, 1, -1)), training=False)
+        return self._output(heads, self._gate(x)), weights, cache
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -283,9 +509,131 @@ class MultiHeadAttention(Attention):
             "key_dim": self.key_dim,
             "value_dim": self.value_dim,
             "use_bias": self.use_bias,
-            "output_shape": self.output_shape,
+            "output_shape": self.output_sizes,
+            "attention_axes": self.attention_axes,
+            "sliding_window": self.sliding_window,
+            "flash_attention": self.flash_attention,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
+            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
+            "bias_constraint": keras.constraints.serialize(self.bias_constraint),
+            "use_gate": self.use_gate,
             "num_key_value_heads": self.num_key_value_heads,
             "rotary": self.rotary,
         }
+
+
+class _Grid:
+    """Inputs (B, ..., D) of rank above 3 as sequences, and back.
+
+    F stands for the axes that attention does not cover: it goes on in each of their places as if that
+    were an example of its own. T and S stand for the axes that it covers, of the query and of the others.
+    """
+
+    def __init__(self, query: Any, value: Any, covered: tuple[int, ...]) -> None:
+        free = tuple(axis for axis in range(1, len(query.shape) - 1) if axis not in covered)
+        self.order = (0, *free, *covered)
+        target, source = ops.shape(query), ops.shape(value)
+        self.free = [target[axis] for axis in free]
+        self.target = [target[axis] for axis in covered]
+        self.source = [source[axis] for axis in covered]
+        self.batch = target[0]
+
+    def sequence(self, x: Any) -> Any:
+        """(B, ..., D) -> (B * F, T, D)."""
+        x = ops.transpose(x, (*self.order, len(self.order)))  # (B, F, T, D)
+        sizes = ops.shape(x)
+        cut = 1 + len(self.free)
+        return ops.reshape(x, (math.prod(sizes[:cut]), math.prod(sizes[cut:-1]), sizes[-1]))
+
+    def padding(self, mask: Any) -> Any:
+        """(B, ...) -> (B * F, T)."""
+        if mask is None:
+            return None
+        if len(mask.shape) != len(self.order):
+            raise ValueError(
+                "MultiHeadAttention: expected masks of queries, values and keys with all axes of these but "
+                f"the last, {len(self.order)}; received shape {tuple(mask.shape)}"
+            )
+        return ops.squeeze(self.sequence(ops.expand_dims(mask, -1)), -1)
+
+    def attention_mask(self, mask: Any) -> Any:
+        """(B, [F, [H,]] T, S) -> (B * F, T, S) or (B * F, H, T, S)."""
+        if mask is None:
+            return None
+        pair, leading = [*self.target, *self.source], [self.batch, *self.free]
+        rank = len(mask.shape)
+        if not 1 + len(pair) <= rank <= len(leading) + 1 + len(pair):
+            raise ValueError(
+                f"MultiHeadAttention: expected an attention_mask of rank {1 + len(pair)} to "
+                f"{len(leading) + 1 + len(pair)}, the batch axis, the axes that attention does not cover, "
+                f"the heads, the axes of queries and those of keys; received {tuple(mask.shape)}"
+            )
+        missing = range(len(leading) + 1 + len(pair) - rank)
+        mask = ops.expand_dims(mask, [rank - len(pair) + i for i in missing])  # (B, F, H, T, S)
+        heads = mask.shape[len(leading)]
+        mask = ops.broadcast_to(mask, (*leading, heads, *pair))
+        batch, target, source = (math.prod(sizes) for sizes in (leading, self.target, self.source))
+        by_head = () if heads == 1 else (heads,)
+        return ops.reshape(mask, (batch, *by_head, target, source))
+
+    def output(self, x: Any) -> Any:
+        """(B * F, T, ...) -> (B, axes of the query, ...)."""
+        last = ops.shape(x)[2:]
+        x = ops.reshape(x, (self.batch, *self.free, *self.target, *last))  # (B, F, T, ...)
+        places = [self.order.index(axis) for axis in range(len(self.order))]
+        return ops.transpose(x, (*places, *range(len(places), len(places) + len(last))))
+
+    def weights(self, x: Any) -> Any:
+        """(B * F, H, T, S) -> (B, F, H, T, S)."""
+        if x is None:
+            return None
+        return ops.reshape(x, (self.batch, *self.free, x.shape[1], *self.target, *self.source))
+
+
+def _check_grids(query: Sequence, value: Sequence, key: Sequence, covered: tuple[int, ...]) -> None:
+    """Raises ValueError unless the shapes agree where they must."""
+
+    def agree(a: Sequence, b: Sequence, axes: Any) -> bool:
+        return all(None in (a[axis], b[axis]) or a[axis] == b[axis] for axis in axes)
+
+    inner = range(1, len(query) - 1)
+    free = [axis for axis in inner if axis not in covered]
+    if not (len(query) == len(value) == len(key) and agree(value, key, inner) and agree(query, value, free)):
+        raise ValueError(
+            "MultiHeadAttention: expected inputs of one rank, with a key for each value, and equal axes "
+            f"where attention does not go (it covers {covered}); received query, value and key of shapes "
+            f"{tuple(query)}, {tuple(value)} and {tuple(key)}"
+        )
+
+
+def _tuple(sizes: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    if sizes is None:
+        return None
+    return (sizes,) if isinstance(sizes, int) else tuple(sizes)
+
+
+def _fresh(initializer: Any) -> Any:
+    """An initializer gives the same numbers each time: without copies, equal shapes would start equal."""
+    return initializer.clone() if isinstance(initializer, keras.initializers.Initializer) else initializer
+
+
+def _combine(attention_mask: Any, *others: Any) -> Any:
+    """`masks.combine_masks`, where the first mask may be by head, (B, H, T, S)."""
+    if attention_mask is None or len(attention_mask.shape) == 3:
+        return masks.combine_masks(attention_mask, *others)
+    mask = masks.combine_masks(*others)
+    dtype = keras.backend.standardize_dtype(attention_mask.dtype)
+    if dtype != "bool":
+        raise ValueError(
+            "MultiHeadAttention: expected a boolean attention_mask, True where attention is allowed; "
+            f"received dtype {dtype}. Make it boolean, for instance with `mask != 0` if 1 means attend."
+        )
+    return attention_mask if mask is None else ops.logical_and(attention_mask, _by_head(mask))
+
+
+def _by_head(mask: Any) -> Any:
+    """(B, T, S) -> (B, 1, T, S); a mask that is by head already stays."""
+    return mask if mask is None or len(mask.shape) == 4 else ops.expand_dims(mask, 1)

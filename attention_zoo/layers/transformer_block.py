@@ -27,7 +27,7 @@ class TransformerBlock(keras.layers.Layer):
         **kwargs: `name`, `dtype` and so on, see `keras.layers.Layer`.
 
     Raises:
-        ValueError: If a size is not positive.
+        ValueError: If a size is not positive, or numbers of heads do not fit.
     """
 
     def __init__(
@@ -47,6 +47,11 @@ class TransformerBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         if num_heads < 1:
             raise ValueError(f"{type(self).__name__}: expected num_heads of at least 1, received {num_heads}")
+        if num_key_value_heads is not None and (num_key_value_heads < 1 or num_heads % num_key_value_heads):
+            raise ValueError(
+                f"{type(self).__name__}: expected num_key_value_heads to divide num_heads, received "
+                f"{num_key_value_heads} and {num_heads}"
+            )
         self.num_heads = num_heads
         self.feed_forward_units = feed_forward_units
         self.activation = keras.activations.get(activation)
@@ -115,12 +120,23 @@ class TransformerBlock(keras.layers.Layer):
         x = x + self.residual_dropout(added, training=training)
         return (x if self.normalize_first else norm(x)), other
 
+    def attend(
+        self, attention: MultiHeadAttention, x: Any, memory: Any, return_attention: bool, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """The output of an attention, and its weights or None: where nobody asks, it need not keep them."""
+        result = attention(x, memory, return_attention_scores=return_attention, **kwargs)
+        return result if return_attention else (result, None)
+
     def transform(self, x: Any, training: bool | None) -> Any:
         """The feed-forward half: (B, T, D) -> (B, T, D)."""
         x, _ = self.residual(
             x, lambda x: (self.feed_forward(x, training=training), None), self.feed_forward_norm, training
         )
         return x
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """The output keeps a mask of its positions, (B, T); one of pairs of positions ends here."""
+        return previous_mask if previous_mask is None or len(previous_mask.shape) == 2 else None
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -30,7 +30,8 @@ class TransformerDecoderBlock(TransformerBlock):
         x: Float (B, T, D).
         memory: Float (B, S, Dm).
         memory_mask: Boolean (B, S), True at real positions of the memory, or (B, T, S).
-        mask: Boolean (B, T), True at real positions of `x`; not needed when padding comes last.
+        x_mask: Boolean (B, T), True at real positions of `x`; not needed when padding comes last. Padded
+            positions attend to nothing. Keras fills in both masks by itself from those of the inputs.
         training: Whether dropout is active.
         return_attention: Whether the attention weights are returned as well.
 
@@ -64,27 +65,34 @@ class TransformerDecoderBlock(TransformerBlock):
         x: Any,
         memory: Any,
         memory_mask: Any = None,
-        mask: Any = None,
+        x_mask: Any = None,
         training: bool | None = None,
         return_attention: bool = False,
     ) -> Any:
         """Attends and transforms; see the class."""
-        mask = masks.combine_masks(mask)  # (B, 1, T)
         memory_mask = masks.combine_masks(memory_mask)  # (B, 1, S) or (B, T, S)
 
         def attend_self(x: Any) -> tuple[Any, Any]:
-            return self.self_attention(
+            return self.attend(
+                self.self_attention,
                 x,
                 x,
-                attention_mask=mask,
+                return_attention,
+                query_mask=x_mask,
+                value_mask=x_mask,
                 use_causal_mask=True,
                 training=training,
-                return_attention_scores=True,
             )
 
         def attend_memory(x: Any) -> tuple[Any, Any]:
-            return self.cross_attention(
-                x, memory, attention_mask=memory_mask, training=training, return_attention_scores=True
+            return self.attend(
+                self.cross_attention,
+                x,
+                memory,
+                return_attention,
+                query_mask=x_mask,
+                attention_mask=memory_mask,
+                training=training,
             )
 
         x, own = self.residual(x, attend_self, self.self_attention_norm, training)

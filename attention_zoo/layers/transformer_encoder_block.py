@@ -32,7 +32,8 @@ class TransformerEncoderBlock(TransformerBlock):
 
     Call arguments:
         x: Float (B, S, D).
-        mask: Boolean (B, S), True at real positions, or (B, S, S), True where attention is allowed.
+        mask: Boolean (B, S), True at real positions, or (B, S, S), True where attention is allowed. Padded
+            positions attend to nothing. Keras fills it in by itself from the mask of `x`.
         training: Whether dropout is active.
         return_attention: Whether the attention weights are returned as well.
 
@@ -60,11 +61,19 @@ class TransformerEncoderBlock(TransformerBlock):
         self, x: Any, mask: Any = None, training: bool | None = None, return_attention: bool = False
     ) -> Any:
         """Attends and transforms; see the class."""
+        # Keras hands a mask that `x` carries on to the queries: an explicit one must mean the same.
+        own_mask = mask if mask is not None and len(mask.shape) == 2 else None  # (B, S)
         mask = masks.combine_masks(mask)  # (B, 1, S) or (B, S, S)
 
         def attend(x: Any) -> tuple[Any, Any]:
-            return self.self_attention(
-                x, x, attention_mask=mask, training=training, return_attention_scores=True
+            return self.attend(
+                self.self_attention,
+                x,
+                x,
+                return_attention,
+                query_mask=own_mask,
+                attention_mask=mask,
+                training=training,
             )
 
         x, weights = self.residual(x, attend, self.self_attention_norm, training)
