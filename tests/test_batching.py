@@ -186,14 +186,16 @@ def test_longer_pairs_are_dropped_and_counted(words):
 
 
 def test_automatic_buckets_are_few_and_worth_their_compilation(words):
-    def buckets(pairs, batch_tokens, lengths):
+    def buckets(pairs, batch_tokens, lengths, **options):
         sides = [" ".join(["5"] * length) for length in np.resize(lengths, pairs)]
-        return TranslationBatches(ParallelText(sides, sides), words, words, batch_tokens=batch_tokens).buckets
+        text = ParallelText(sides, sides)
+        return TranslationBatches(text, words, words, batch_tokens=batch_tokens, **options).buckets
 
     assert buckets(400, 40, [4]) == [(5, 5)]
     many = buckets(400, 40, np.arange(1, 40))
     assert 2 <= len(many) <= 5
     assert many == sorted(many) and many[-1] == (40, 40)
+    assert len(buckets(400, 40, np.arange(1, 40), max_buckets=3)) == 3
     assert len(buckets(400, 4000, np.arange(1, 40))) == 1  # too few batches to save anything
 
 

@@ -8,6 +8,7 @@ import pytest
 from attention_zoo import layers, models
 from attention_zoo.models.presets import PRESETS, get_preset, override
 
+RECURRENT = [name for name, preset in PRESETS.items() if preset.encoder["class"] == "RNNEncoder"]
 FAMILIES = ["seq2seq", "bahdanau", "luong_dot", "luong_general", "luong_concat"]
 SOURCE_WORDS, TARGET_WORDS = ["a", "b", "c"], ["x", "y"]
 
@@ -85,10 +86,10 @@ def build(name, tokenizers, monkeypatch, **kwargs):
 
 
 def test_every_family_has_a_small_and_a_paper_size():
-    assert list(PRESETS) == [name + size for name in FAMILIES for size in ("", "_paper")]
+    assert RECURRENT == [name + size for name in FAMILIES for size in ("", "_paper")]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RECURRENT)
 def test_preset_builds_what_it_says(name, tokenizers, monkeypatch):
     preset = PRESETS[name]
     assert preset.name == name
@@ -109,7 +110,7 @@ def test_every_argument_exists(name):
     for arguments, home in [
         (preset.encoder, models),
         (preset.decoder, models),
-        (preset.decoder["attention"], layers),
+        (preset.decoder.get("attention"), layers),
     ]:
         if arguments is not None:
             allowed = inspect.signature(getattr(home, arguments["class"])).parameters

@@ -205,12 +205,28 @@ def parameters(layer):
     return set(inspect.signature(layer).parameters) - {"vocabulary_size", "kwargs"}
 
 
-@pytest.mark.parametrize("part", ["Encoder", "Decoder"])
+@pytest.mark.parametrize("part", recipe.PART_ARGUMENTS)
 def test_model_keys_are_the_arguments_of_the_layers(part):
     # The recipe must not import TensorFlow, so it repeats their names.
     from attention_zoo import models
 
-    assert set(getattr(recipe, part).model_fields) == parameters(getattr(models, f"RNN{part}"))
+    assert set(recipe.PART_ARGUMENTS[part]) == parameters(getattr(models, part))
+
+
+def test_every_model_key_is_an_argument_of_a_part():
+    keys = {key for arguments in recipe.PART_ARGUMENTS.values() for key in arguments}
+    assert set(recipe.Part.model_fields) == keys
+    used = {part["class"] for preset in PRESETS.values() for part in (preset.encoder, preset.decoder)}
+    assert used == set(recipe.PART_ARGUMENTS)
+
+
+def test_keys_of_another_part_are_refused(path):
+    message = load_error(path, "model.encoder.num_heads=2")
+    assert "RNNEncoder" in message and "embedding_dim" in message and "num_heads" in message
+    message = load_error(path, "model.preset=transformer_tiny", "model.decoder.cell=gru")
+    assert "TransformerDecoder" in message and "feed_forward_units" in message
+    settings = Recipe.load(path, ["model.preset=transformer_tiny", "model.encoder.normalize_first=true"])
+    assert settings.model.encoder.model_dump(exclude_unset=True) == {"normalize_first": True}
 
 
 def test_attention_keys_are_the_arguments_of_the_layers():
@@ -219,6 +235,8 @@ def test_attention_keys_are_the_arguments_of_the_layers():
     for name, keys in recipe.ATTENTION_ARGUMENTS.items():
         assert set(keys) == parameters(getattr(layers, name))
     used = {
-        preset.decoder["attention"]["class"] for preset in PRESETS.values() if preset.decoder["attention"]
+        preset.decoder["attention"]["class"]
+        for preset in PRESETS.values()
+        if preset.decoder.get("attention")
     }
     assert used == set(recipe.ATTENTION_ARGUMENTS)

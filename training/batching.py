@@ -14,7 +14,8 @@ logger = logging.getLogger("attention_zoo")
 
 # Automatic buckets are chosen among these quantiles of the lengths, closer where the tail is long.
 _QUANTILES = (*(share / 20 for share in range(1, 20)), 0.98, 0.99, 1.0)
-# Each shape costs a compilation. A bucket that spares less than this share of an epoch does not pay.
+# Each shape costs a compilation. A bucket that spares less than this share of an epoch, or not even one batch
+# in it, does not pay.
 _WORTHWHILE = 0.015
 
 
@@ -111,7 +112,7 @@ class TranslationBatches:
         lengths = np.stack([sources.row_lengths(), targets.row_lengths()], axis=1)  # (pairs, 2)
         fits = np.all(lengths <= (max_source_length, max_target_length), axis=1)
         if buckets is None:
-            buckets = _choose_buckets(lengths[fits], max_buckets)
+            buckets = _choose_buckets(lengths[fits], batch_tokens, max_buckets)
         else:
             buckets = _checked_buckets(buckets)
         numbers = np.where(fits, _bucket_numbers(lengths, buckets), len(buckets))
@@ -196,11 +197,12 @@ def _bucket_numbers(lengths: np.ndarray, buckets: Sequence[tuple[int, int]]) -> 
     return numbers
 
 
-def _choose_buckets(lengths: np.ndarray, most: int) -> list[tuple[int, int]]:
+def _choose_buckets(lengths: np.ndarray, batch_tokens: int, most: int) -> list[tuple[int, int]]:
     """A few shapes between which the pairs divide well.
 
     Args:
         lengths: int (pairs, 2), source and target lengths.
+        batch_tokens: As in `TranslationBatches`.
         most: Most shapes.
 
     Returns:
@@ -219,7 +221,8 @@ def _choose_buckets(lengths: np.ndarray, most: int) -> list[tuple[int, int]]:
     while len(buckets) > 1:
         fewer = min((buckets[:i] + buckets[i + 1 :] for i in range(len(buckets) - 1)), key=positions)
         spared = positions(fewer) - positions(buckets)
-        if len(buckets) <= most and spared >= _WORTHWHILE * positions(buckets):
+        worthwhile = max(2 * batch_tokens, _WORTHWHILE * positions(buckets))
+        if len(buckets) <= most and spared >= worthwhile:
             break
         buckets = fewer
     return buckets
