@@ -70,7 +70,7 @@ class TokenMetric(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable(package="attention_zoo")
 class TokenAccuracy(TokenMetric):
-    """Share of the real tokens whose most probable prediction is the label.
+    """Share of the real tokens that no other token is more probable than.
 
     Args:
         name: Name of the metric.
@@ -88,8 +88,10 @@ class TokenAccuracy(TokenMetric):
 
     def values(self, labels: Any, logits: Any) -> Any:
         """1 where the prediction is right, else 0."""
-        predictions = ops.cast(ops.argmax(logits, axis=-1), "int32")  # (B, T)
-        return ops.cast(predictions == ops.cast(labels, "int32"), "float32")
+        index = ops.expand_dims(ops.cast(labels, "int32"), -1)  # (B, T, 1)
+        label_logits = ops.take_along_axis(logits, index, axis=-1)[..., 0]  # (B, T)
+        # Not by argmax, which takes three times as long under XLA on a CPU.
+        return ops.cast(label_logits >= ops.max(logits, axis=-1), "float32")
 
 
 @keras.saving.register_keras_serializable(package="attention_zoo")

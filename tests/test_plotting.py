@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from attention_zoo.models import plotting
-from attention_zoo.models.plotting import plot_attention
+from attention_zoo.models.plotting import plot_attention, plot_heads
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -111,6 +111,51 @@ class TestLabels:
         (label,) = labels(["x" * 500])
         assert label.endswith("x…")
         assert len(label) < 50
+
+
+class TestHeads:
+    def heads(self, count, rows=5, columns=6):
+        weights = np.random.default_rng(0).random((count, rows, columns))
+        return weights / weights.sum(-1, keepdims=True)
+
+    @pytest.mark.parametrize(("count", "across", "down"), [(1, 1, 1), (4, 2, 2), (7, 3, 3), (8, 4, 2)])
+    def test_every_head_has_a_panel_in_one_scale(self, count, across, down):
+        attention = self.heads(count)
+        figure = plot_heads(attention, list("abcdef"), list("vwxyz"))
+        *panels, _bar = figure.axes
+        assert len(panels) == count
+        for panel, weights in zip(panels, attention, strict=True):
+            (image,) = panel.images
+            np.testing.assert_array_equal(image.get_array(), weights)
+            assert image.get_clim() == (0, attention.max())
+        corners = [panel.get_position().p0 for panel in panels]
+        assert len({round(x, 6) for x, _ in corners}) == across
+        assert len({round(y, 6) for _, y in corners}) == down
+
+    def test_panels_and_texts_stay_apart(self):
+        tokens = ["▁photographs", "▁a", "▁group", "▁strapless", "▁gown", "</s>"]
+        figure = plot_heads(self.heads(4), tokens, tokens[1:], title="cross, layer 1 of 4")
+        renderer = figure.canvas.get_renderer()
+        width, height = figure.canvas.get_width_height()
+        *panels, bar = figure.axes
+        boxes = [axes.get_tightbbox(renderer) for axes in panels]
+        for box in boxes:
+            assert box.x0 >= 0 and box.y0 >= 0 and box.y1 <= height and box.x1 <= width
+            assert box.y1 <= figure.texts[0].get_window_extent(renderer).y0
+        inner = [axes.get_window_extent(renderer) for axes in panels]
+        for index, box in enumerate(boxes):
+            for other, window in enumerate(inner):
+                assert index == other or not box.overlaps(window) or box.y1 <= window.y1
+        assert bar.get_window_extent(renderer).x0 > max(window.x1 for window in inner)
+
+    def test_file_is_written(self, tmp_path):
+        plot_heads(self.heads(2), list("abcdef"), list("vwxyz"), path=tmp_path / "heads.png")
+        assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize("shape", [(5, 6), (0, 5, 6), (2, 6, 5)])
+    def test_wrong_shapes_are_explained(self, shape):
+        with pytest.raises(ValueError, match="plot_heads: expected attention of shape"):
+            plot_heads(np.zeros(shape), list("abcdef"), list("vwxyz"))
 
 
 class TestErrors:

@@ -86,7 +86,7 @@ def build(name, tokenizers, monkeypatch, **kwargs):
 
 
 def test_every_family_has_a_small_and_a_paper_size():
-    assert RECURRENT == [name + size for name in FAMILIES for size in ("", "_paper")]
+    assert [name + size for name in FAMILIES for size in ("", "_paper")] == RECURRENT
 
 
 @pytest.mark.parametrize("name", RECURRENT)

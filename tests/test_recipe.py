@@ -235,8 +235,6 @@ def test_attention_keys_are_the_arguments_of_the_layers():
     for name, keys in recipe.ATTENTION_ARGUMENTS.items():
         assert set(keys) == parameters(getattr(layers, name))
     used = {
-        preset.decoder["attention"]["class"]
-        for preset in PRESETS.values()
-        if preset.decoder.get("attention")
+        preset.decoder["attention"]["class"] for preset in PRESETS.values() if preset.decoder.get("attention")
     }
     assert used == set(recipe.ATTENTION_ARGUMENTS)

@@ -1,5 +1,6 @@
 import types
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -147,6 +148,118 @@ def test_greedy(translator):
     assert [t.text for t in translator.translate(["ba do fi", "mo"], beams=1)] == ["ba do fi", "mo"]
 
 
+# === Drawing and diverse beams ===
+
+
+def test_drawing_depends_on_the_seed_and_not_on_the_batch(translator):
+    def drawn(texts, seed, batch_size):
+        settings = {"sample": True, "temperature": 3.0, "n_best": 2, "seed": seed, "batch_size": batch_size}
+        return [
+            [x.text for x in (best, *best.alternatives)] for best in translator.translate(texts, **settings)
+        ]
+
+    first = drawn(TEXTS, 5, 8)
+    assert first == drawn(TEXTS, 5, 1)
+    assert first != drawn(TEXTS, 6, 8)
+    keras.utils.set_random_seed(1)
+    unseeded = drawn(TEXTS, None, 8)
+    assert unseeded != drawn(TEXTS, None, 8)
+    keras.utils.set_random_seed(1)
+    assert unseeded == drawn(TEXTS, None, 8)
+
+
+def test_drawn_translations_are_sorted_by_their_score(translator):
+    best = translator.translate("fi ge ku", sample=True, temperature=3.0, n_best=5, seed=1)
+    scores = [best.score, *(other.score for other in best.alternatives)]
+    assert len(scores) == 5
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_drawing_from_one_token_is_greedy(translator):
+    drawn = translator.translate(TEXTS, sample=True, top_k=1, seed=3)
+    greedy = translator.translate(TEXTS, beams=1)
+    assert [values(one) for one in drawn] == [values(one) for one in greedy]
+    np.testing.assert_allclose([x.score for x in drawn], [x.score for x in greedy], atol=1e-5)
+
+
+def test_options_reach_the_search(translator, calls):
+    translator.translate("ba", beams=4, groups=2, diversity_penalty=0.5, no_repeat_ngram=3)
+    translator.translate("ba", sample=True, top_p=0.5, repetition_penalty=1.5, seed=2**40 + 1)
+    beams, drawing = (call.settings for call in calls)
+    assert (beams["groups"], beams["diversity_penalty"], beams["no_repeat_ngram"]) == (2, 0.5, 3)
+    assert (drawing["top_p"], drawing["repetition_penalty"]) == (0.5, 1.5)
+    assert drawing["seed"].tolist() == [1, 2**9]
+    assert drawing["rows"][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"top_k": 3}, "expected sample=True with top_k=3"),
+        ({"temperature": 0.5}, "expected sample=True with temperature=0.5"),
+        ({"sample": True, "groups": 2}, "expected sample=False with groups=2"),
+        ({"beams": 1, "diversity_penalty": 1.0}, "expected beams of at least 2 with diversity_penalty=1.0"),
+        ({"sample": True, "top_k": 0}, "top_k: expected an integer of at least 1"),
+        ({"sample": True, "top_p": 1.5}, "top_p"),
+        ({"sample": True, "seed": -1}, "seed: expected an integer from 0"),
+        ({"beams": 4, "groups": 3, "diversity_penalty": 1.0}, "groups"),
+        ({"repetition_penalty": 0.5}, "repetition_penalty"),
+    ],
+)
+def test_options_that_do_not_fit_are_explained(translator, settings, message):
+    with pytest.raises(ValueError, match=message):
+        translator.translate("ba", **settings)
+
+
+# === Scoring ===
+
+
+def test_score_of_a_translation_is_what_the_search_found(translator):
+    found = translator.translate(["ba do", "mo"], beams=2, length_penalty=0.7, return_attention=True)
+    scored = translator.score(
+        ["ba do", "mo"], [best.text for best in found], length_penalty=0.7, return_attention=True
+    )
+    for one, other in zip(scored, found, strict=True):
+        assert values(one) == values(other)
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+        np.testing.assert_allclose(one.attention, other.attention, atol=1e-5)
+        np.testing.assert_allclose(one.heads["cross"][0, 0], one.attention, atol=1e-6)
+
+
+def test_score_is_the_sum_of_the_tokens(translator):
+    right, wrong = translator.score(["ba do", "ba do"], ["ba do", "do mo fi"], length_penalty=0.0)
+    assert right.score > wrong.score
+    assert right.log_probabilities.shape == (3,) and wrong.log_probabilities.shape == (4,)
+    assert wrong.score == pytest.approx(wrong.log_probabilities.sum(), abs=1e-6)
+    assert translator.score("ba do", "ba do", length_penalty=0.0).score == pytest.approx(
+        right.score, abs=1e-5
+    )
+    assert translator.score("ba do", "").tokens == ["</s>"]  # the empty translation is one
+
+
+def test_scores_depend_neither_on_batch_size_nor_on_order(translator):
+    sources, targets = random_texts(9, seed=4), random_texts(9, seed=5)
+    together = translator.score(sources, targets)
+    by_twos = translator.score(sources[::-1], targets[::-1], batch_size=2)[::-1]
+    assert [one.text for one in together] == targets
+    np.testing.assert_allclose([x.score for x in together], [x.score for x in by_twos], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((["ba"], ["ba", "do"]), ValueError, "1 sources and 2 targets"),
+        (("ba", ["ba"]), TypeError, "received str and list"),
+        ((["ba", " "], ["ba", "do"]), ValueError, "blank one, number 1"),
+        ((["ba"], [3]), TypeError, "score: expected targets"),
+        (("ba " * 60, "ba"), ValueError, "score: expected texts of at most 40 tokens"),
+    ],
+)
+def test_pairs_that_cannot_be_scored_are_explained(translator, arguments, error, message):
+    with pytest.raises(error, match=message):
+        translator.score(*arguments)
+
+
 # === What is compiled ===
 
 
@@ -171,7 +284,7 @@ def test_lengths_and_number_types_cost_no_compile(translator, calls):
         assert calls[-1].limits.tolist() == [max_length]
     translator.translate("ba", max_length=np.int32(5), beams=2, length_penalty=1)
     assert len({call.compiled_for for call in calls}) == 1
-    assert {type(value) for value in calls[-1].settings.values()} == {int, float, bool}
+    assert {type(value) for value in calls[-1].settings.values()} == {int, float, bool, type(None)}
 
 
 def test_limits_leave_room_for_what_is_asked(translator, calls):
@@ -297,7 +410,7 @@ def test_preset_with_changes(words):
             {"decoder": {"attention": {"class": "Attention"}}},
             '"class" among AdditiveAttention, LuongAttention',
         ),
-        ({"encoder": {"class": "CNN"}}, "\"class\" among RNNEncoder; received 'CNN'"),
+        ({"encoder": {"class": "CNN"}}, "\"class\" among RNNEncoder, TransformerEncoder; received 'CNN'"),
     ],
 )
 def test_changes_that_a_preset_does_not_take_are_explained(words, changes, message):
@@ -312,15 +425,13 @@ def test_unknown_preset_is_explained(words):
 
 @pytest.mark.parametrize("name", [name for name in presets.PRESETS if not name.endswith("_paper")])
 def test_every_preset_runs(name, words):
-    sizes = {"embedding_dim": 4, "units": 4}
-    attention = {"attention": {"units": 3}} if name in ("bahdanau", "luong_concat") else {}
-    model = Translator.from_preset(
-        name,
-        words,
-        words,
-        encoder={**sizes, "units": 2 if name == "luong_dot" else 4},
-        decoder={**sizes, **attention},
-    )
+    if name.startswith("transformer"):
+        encoder = decoder = {"layers": 1, "units": 16, "feed_forward_units": 4}
+    else:
+        decoder = {"embedding_dim": 4, "units": 4}
+        encoder = {**decoder, "units": 2 if name == "luong_dot" else 4}
+        decoder |= {"attention": {"units": 3}} if name in ("bahdanau", "luong_concat") else {}
+    model = Translator.from_preset(name, words, words, encoder=encoder, decoder=decoder)
     inputs = {"source": tf.constant([[4, 5, 2]]), "target": tf.constant([[1, 4]])}
     assert model(inputs).shape == (1, 2, words.vocabulary_size)
     copy = Translator.from_config(model.get_config())

@@ -69,6 +69,14 @@ LengthPenaltyOption = Annotated[
 ]
 
 
+class HeadsPart(enum.StrEnum):
+    """Which attention of a Transformer `plot --heads` draws."""
+
+    cross = "cross"
+    self = "self"
+    encoder = "encoder"
+
+
 class OutputFormat(enum.StrEnum):
     """How `translate` prints."""
 
@@ -123,16 +131,34 @@ def translate(
         int, typer.Option("--n-best", min=1, help="Translations per sentence; at most --beams.")
     ] = 1,
     length_penalty: LengthPenaltyOption = 1.0,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw --n-best translations at random instead of searching.")
+    ] = False,
+    temperature: Annotated[
+        float, typer.Option(help="Of --sample: below 1 more careful, above 1 bolder.")
+    ] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="Of --sample: draw among so many tokens only.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Of --sample: draw among the tokens of this probability.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of --sample: the same seed gives the same translations.")
+    ] = None,
     output_format: Annotated[
         OutputFormat, typer.Option("--format", help="text, or one JSON object per line.")
     ] = OutputFormat.text,
 ) -> None:
     """Translate sentences."""
-    if n_best > beams:
+    if n_best > beams and not sample:
         raise ValueError(f"--n-best: expected at most --beams ({beams}), received {n_best}; raise --beams.")
     path = _find_model(model)
     sentences = text or _read_standard_input()
-    translations = _load(path).translate(sentences, beams=beams, n_best=n_best, length_penalty=length_penalty)
+    drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed} if sample else {}
+    translations = _load(path).translate(
+        sentences, beams=beams, n_best=n_best, length_penalty=length_penalty, sample=sample, **drawing
+    )
     for number, (sentence, best) in enumerate(zip(sentences, translations, strict=True)):
         ranked = [best, *best.alternatives]
         if output_format == OutputFormat.json:
@@ -180,11 +206,19 @@ def plot(
     text: Annotated[str, typer.Argument(help="The sentence to translate.")],
     output: Annotated[pathlib.Path, typer.Option("--output", "-o", help="The picture to write.")],
     beams: BeamsOption = 4,
+    heads: Annotated[
+        HeadsPart | None,
+        typer.Option(help="Draw every head of one layer: to the source, to the translation, in the encoder."),
+    ] = None,
+    layer: Annotated[int, typer.Option(min=1, help="Number of the layer, with --heads.")] = 1,
 ) -> None:
     """Draw where the model looked while it translated a sentence."""
     path = _find_model(model)
     translation = _load(path).translate(text, beams=beams, return_attention=True)
-    translation.plot(output)
+    if heads is None:
+        translation.plot(output)
+    else:
+        translation.plot_heads(output, part=heads.value, layer=layer - 1)
     typer.echo(f"{translation.text}\nWrote {output}")
 
 

@@ -123,7 +123,7 @@ def prepare_folder(recipe: Recipe, fresh: bool) -> None:
         if fresh:
             for name in (RECORD, "results.json", "alignment.png"):  # nothing but what a run writes
                 (folder / name).unlink(missing_ok=True)
-            for name in ("backup", "checkpoints", "model"):
+            for name in ("backup", "checkpoints", "heads", "model"):
                 shutil.rmtree(folder / name, ignore_errors=True)
         else:
             changed = _changed_parts(yaml.safe_load(record.read_text(encoding="utf-8")), recipe)
@@ -290,10 +290,14 @@ def draw(recipe: Recipe, model: Translator, text: ParallelText) -> None:
     source = max(text.sources[:SAMPLES], key=len)  # the longest sample shows most
     translation = model.translate(source, beams=recipe.search.beams, return_attention=True)
     path = recipe.folder / "alignment.png"
-    partial = path.with_name("alignment.partial.png")
-    translation.plot(partial)
-    partial.replace(path)
+    translation.plot(path)
     logger.info("Alignment of %r: %s", source, path)
+    if model.encoder.has_attention:  # many heads: a picture of each layer
+        folder = recipe.folder / "heads"
+        for part, layers in translation.heads.items():
+            for layer in range(len(layers)):
+                translation.plot_heads(folder / f"{part}-{layer + 1}.png", part, layer)
+        logger.info("Its heads, layer by layer: %s", folder)
 
 
 def export(

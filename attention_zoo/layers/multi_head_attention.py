@@ -47,7 +47,7 @@ class MultiHeadAttention(Attention):
             and `step`; None means everywhere. `attend` leaves that to its mask.
         flash_attention: Whether `call` computes the weights piece by piece, in memory that grows with the
             length and not its square. The result is the same, but there are no weights to return. None
-            does so where it is faster, unless weights are asked for or a length is unknown.
+            does so for long sequences, unless weights are asked for or a length is unknown.
         kernel_initializer: Initializer of the projections.
         bias_initializer: Initializer of the biases.
         kernel_regularizer: Regularizer of the projections.
@@ -183,10 +183,11 @@ class MultiHeadAttention(Attention):
     ) -> None:
         """Makes the weights for inputs of these shapes."""
         shapes = [query_shape, value_shape, value_shape if key_shape is None else key_shape]
-        rank = len(query_shape)
-        if rank > 3:
-            _check_grids(*shapes, self._covered_axes(rank))
-            shapes = [(shape[0], None, shape[-1]) for shape in shapes]  # (B * F, T, D)
+        if len(query_shape) >= 3:
+            covered = self._covered_axes(len(query_shape))
+        if len(query_shape) > 3:
+            _check_grids(*shapes, covered)
+            shapes = [(None, None, shape[-1]) for shape in shapes]  # (B * F, T, D)
         super().build(*shapes)
 
     def build_weights(self, query_dim: int, key_dim: int, value_dim: int) -> None:
@@ -311,16 +312,10 @@ class MultiHeadAttention(Attention):
                 "never has the weights in one piece. Pass flash_attention=None, which materialises them when "
                 "they are asked for."
             )
-        grid = None
         if len(query.shape) > 3:
-            grid = _Grid(query, value, self._covered_axes(len(query.shape)))
-            sequence = grid.sequence(query)
-            value, key = (
-                sequence if x is query else grid.sequence(x) for x in (value, value if key is None else key)
-            )
-            query = sequence
-            query_mask, value_mask, key_mask = map(grid.padding, (query_mask, value_mask, key_mask))
-            attention_mask = grid.attention_mask(attention_mask)
+            paddings = (query_mask, value_mask, key_mask)
+            how = (return_attention_scores, training, use_causal_mask)
+            return self._call_on_grids(query, value, key, paddings, attention_mask, how)
         self._check_mask(attention_mask)
         target, source = ops.shape(query)[1], ops.shape(value)[1]
         window = None if self.sliding_window is None else self._window(target, source)
@@ -338,9 +333,22 @@ class MultiHeadAttention(Attention):
             mask = _combine(attention_mask, *hidden, query_mask, causal)
             heads, weights = self._average(*projected, mask, training)
         output = self._output(heads, gate)
-        if grid is not None:
-            output, weights = grid.output(output), grid.weights(weights)
         return (output, weights) if return_attention_scores else output
+
+    def _call_on_grids(
+        self, query: Any, value: Any, key: Any, paddings: Sequence, attention_mask: Any, how: Sequence
+    ) -> Any:
+        """`call` for inputs of rank above 3, by way of sequences."""
+        grid = _Grid(query, value, self._covered_axes(len(query.shape)))
+        sequence = grid.sequence(query)  # (B * F, T, D)
+        # What is the same stays the same, so that it is projected at once.
+        others = [sequence if x is query else grid.sequence(x) for x in (value, key) if x is not None]
+        key = others[1] if len(others) > 1 else None
+        paddings = [grid.padding(mask) for mask in paddings]
+        results = self.call(sequence, others[0], key, *paddings, grid.attention_mask(attention_mask), *how)
+        if isinstance(results, tuple):
+            return grid.output(results[0]), grid.weights(results[1])
+        return grid.output(results)
 
     def attend(
         self, query: Any, memory: dict[str, Any], mask: Any = None, training: bool | None = None
@@ -399,7 +407,7 @@ class MultiHeadAttention(Attention):
     ) -> Any:
         """The same without the weights; what can be kept from becoming a mask (B, T, S) is kept apart."""
         dropout = self.weight_dropout.rate if training else 0.0
-        heads = chunked_attention.chunked_attention(
+        heads = chunked_attention.attend_in_chunks(
             query,
             memory["key"],
             memory["value"],
@@ -418,7 +426,7 @@ class MultiHeadAttention(Attention):
         if self.flash_attention is not None:
             return self.flash_attention
         known = isinstance(target, int) and isinstance(source, int)
-        return known and not weights_wanted and target * source >= 1024**2
+        return known and not weights_wanted and target * source >= chunked_attention.AUTOMATIC_LENGTH**2
 
     def _output(self, heads: Any, gate: Any) -> Any:
         """(B, H, T, value_dim) -> (B, T, Do)."""
@@ -588,8 +596,6 @@ class _Grid:
 
     def weights(self, x: Any) -> Any:
         """(B * F, H, T, S) -> (B, F, H, T, S)."""
-        if x is None:
-            return None
         return ops.reshape(x, (self.batch, *self.free, x.shape[1], *self.target, *self.source))
 
 

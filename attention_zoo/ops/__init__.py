@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = attach(
         "concat_scores": "scores",
         "attend": "attention",
         "attention_weights": "attention",
-        "chunked_attention": "chunked_attention",
+        "attend_in_chunks": "chunked_attention",
         "scan": "recurrence",
         "random_bits": "random",
         "keep_mask": "random",

@@ -32,7 +32,8 @@ def random_bits(seed: Any, index: Any) -> Any:
     """
     layer, call = ops.unstack(ops.cast(seed, "uint32"), 2)
     first = _hash(_hash(layer) + call)
-    second = _hash(first + layer)
+    # Not `_hash(first + layer)`: the index equal to `layer` would meet its own hash and give 0 in every call.
+    second = _hash(ops.bitwise_xor(first + layer, np.uint32(0x9E3779B9)))
     return _hash(ops.bitwise_xor(_hash(index + first), second))
 
 

@@ -126,7 +126,9 @@ def _additive_scores(query: Any, key: Any, v: Any) -> tuple[Any, Any]:
         gradients = _additive_backward(query, key, v, upstream)
         return tuple(ops.cast(g, x.dtype) for g, x in zip(gradients, (query, key, v), strict=True))
 
-    return _additive_forward(query, key, v), gradient
+    # A tape would otherwise keep every chunk when run eagerly, in spite of the custom gradient.
+    inputs = (ops.stop_gradient(x) for x in (query, key, v))
+    return _additive_forward(*inputs), gradient
 
 
 def _additive_forward(query: Any, key: Any, v: Any) -> Any:
