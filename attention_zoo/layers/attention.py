@@ -186,14 +186,8 @@ class Attention(keras.layers.Layer):
             query_mask = ops.expand_dims(query_mask, -1)  # (B, T, 1)
         causal = masks.causal_mask(ops.shape(query)[1], ops.shape(value)[1]) if use_causal_mask else None
         mask = masks.combine_masks(query_mask, value_mask, key_mask, attention_mask, causal)
-        context, weights = self._attend_all(query, value, key, mask, training)
+        context, weights = self.attend(query, self.project_memory(value, key), mask, training)
         return (context, weights) if return_attention_scores else context
-
-    def _attend_all(
-        self, query: Any, value: Any, key: Any, mask: Any, training: bool | None
-    ) -> tuple[Any, Any]:
-        """What `call` does once the masks are one; (B, T, S) or None."""
-        return self.attend(query, self.project_memory(value, key), mask, training)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """The context keeps the mask of the queries; the weights have none."""
