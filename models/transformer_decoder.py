@@ -183,14 +183,13 @@ class TransformerDecoder(TransformerStack):
                 "TransformerDecoder: expected max_positions, the size of the cache, received None; pass the "
                 "number of positions that there will be"
             )
-        if self.positions == "learned" and isinstance(max_positions, int):
-            # Once compiled, a step past the table would be NaN and no error.
-            if max_positions > self.max_positions:
-                raise ValueError(
-                    f"TransformerDecoder: expected at most {self.max_positions} positions, the start token's "
-                    f"included, as there are in the table of learned positions; received {max_positions}; "
-                    "ask for shorter outputs, or enlarge max_positions"
-                )
+        limit = self.max_positions
+        # Once compiled, a step past the table of learned positions would be NaN and no error.
+        if limit is not None and isinstance(max_positions, int) and max_positions > limit:
+            raise ValueError(
+                f"TransformerDecoder: expected at most {limit} positions, the start token's included, "
+                f"received {max_positions}; ask for shorter outputs, or learn more positions"
+            )
         batch = ops.shape(prepared["mask"])[0]
         caches = [block.empty_cache(batch * hypotheses, max_positions) for block in self.blocks]
         return {

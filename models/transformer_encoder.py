@@ -78,9 +78,9 @@ class TransformerEncoder(TransformerStack):
         if self.output_norm is not None:
             x = self.output_norm(x)
         real = ops.expand_dims(ops.cast(mask, "float32"), -1)  # (B, S, 1)
-        summary = ops.sum(x * real, axis=1) / ops.maximum(ops.sum(real, axis=1), 1)  # (B, D)
-        summary = ops.cast(summary, x.dtype)
-        memory = {"values": x, "mask": mask, "summary": summary}
+        total = ops.sum(ops.cast(x, "float32") * real, axis=1)  # (B, D), float32 as it may be of many
+        summary = total / ops.maximum(ops.sum(real, axis=1), 1)
+        memory = {"values": x, "mask": mask, "summary": ops.cast(summary, x.dtype)}
         if return_attention:
             memory["attention"] = ops.stack(attention, axis=1)  # (B, N, H, S, S)
         return memory
