@@ -3,7 +3,7 @@
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -87,6 +87,7 @@ class _Encoders(keras.layers.Layer):
         super().__init__(**kwargs)
         self.members = members
         self.vocabulary_size = members[0].vocabulary_size
+        self.max_positions = _least(member.max_positions for member in members)
         self.built = True
 
     def call(self, source: Any, training: bool | None = None) -> dict[str, Any]:
@@ -103,6 +104,7 @@ class _Decoders(keras.layers.Layer):
         super().__init__(**kwargs)
         self.members = members
         self.vocabulary_size = members[0].vocabulary_size
+        self.max_positions = _least(member.max_positions for member in members)
         self.has_attention = all(member.has_attention for member in members)
         self.built = True
 
@@ -153,6 +155,11 @@ class _Decoders(keras.layers.Layer):
             return None
         alignments = [member.alignment(one) for member, one in zip(self.members, attention, strict=True)]
         return functools.reduce(operator.add, alignments) / len(alignments)
+
+
+def _least(limits: Iterable[int | None]) -> int | None:
+    """The smallest of the limits that there are."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _mean_log_probabilities(logits: Sequence[Any]) -> Any:

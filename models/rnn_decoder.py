@@ -167,6 +167,7 @@ class RNNDecoder(keras.layers.Layer):
         self.readout_dropout = Dropout(dropout, name="readout_dropout", dtype=policy)
 
     head_parts = ("cross",)  # what `heads` returns
+    max_positions = None  # a sentence may be of any length
 
     @property
     def has_attention(self) -> bool:

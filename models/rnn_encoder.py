@@ -51,6 +51,7 @@ class RNNEncoder(keras.layers.Layer):
     """
 
     has_attention = False
+    max_positions = None  # a sentence may be of any length
 
     def __init__(
         self,

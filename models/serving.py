@@ -38,7 +38,7 @@ def function(model: "Translator", settings: dict[str, Any], heads: bool = False)
             f"expected texts of at most {model.max_source_length} tokens; translate sentence by sentence",
         )
         with tf.control_dependencies([too_long]):
-            width = padded_length_in_graph(length)
+            width = padded_length_in_graph(length, model.encoder.max_positions)
         rows = tf.where(count <= 1, BATCH_SIZES[0], tf.where(count <= BATCH_SIZES[1], *BATCH_SIZES[1:]))
         chunks = tf.maximum(1, -(-count // rows))
         source = tf.pad(source, [[0, chunks * rows - count], [0, width - length]])
@@ -86,10 +86,13 @@ def _search(model: "Translator", settings: dict[str, Any], heads: bool, source: 
     """Translates one chunk of ids, (rows, S)."""
     lengths = tf.math.count_nonzero(source, axis=1, dtype="int32")
     limits = tf.where(lengths > 0, most_tokens(lengths), 0)
+    most = most_tokens(tf.shape(source)[1])
+    if model.decoder.max_positions is not None:  # the start token has one of them
+        most = tf.minimum(most, model.decoder.max_positions - 1)
     settings = {
         **settings,
         "min_length": 0,
-        "max_length": most_tokens(tf.shape(source)[1]),
+        "max_length": most,
         "return_attention": model.decoder.has_attention,
     }
     found = model.decode(settings, source, limits)

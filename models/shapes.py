@@ -15,15 +15,17 @@ def most_tokens(source_tokens: Any) -> Any:
     return 2 * source_tokens + 20
 
 
-def padded_length(length: int) -> int:
-    """The length, with the end token, that a source of this length is padded to."""
-    return max(SMALLEST_LENGTH, 1 << (length - 1).bit_length())
+def padded_length(length: int, most: int | None = None) -> int:
+    """The length, with the end token, that a sentence of this length is padded to; `most` if that is less."""
+    padded = max(SMALLEST_LENGTH, 1 << (length - 1).bit_length())
+    return padded if most is None else max(length, min(padded, most))
 
 
-def padded_length_in_graph(length: Any) -> Any:
+def padded_length_in_graph(length: Any, most: int | None = None) -> Any:
     """The same for a scalar tensor."""
     lengths = tf.constant([SMALLEST_LENGTH << power for power in range(24)])
-    return tf.reduce_min(tf.boolean_mask(lengths, lengths >= length))
+    padded = tf.reduce_min(tf.boolean_mask(lengths, lengths >= length))
+    return padded if most is None else tf.maximum(length, tf.minimum(padded, most))
 
 
 def padded_count(count: int, batch_size: int) -> int:

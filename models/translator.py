@@ -316,8 +316,9 @@ class Translator(EncoderDecoder):
         alpha: float,
         return_attention: bool,
     ) -> list[Translation]:
-        source = _padded([[*ids, END_ID] for ids in sources], rows, padded_length(max(map(len, sources)) + 1))
-        width = padded_length(max(map(len, targets)) + 1)
+        width = padded_length(max(map(len, sources)) + 1, self.encoder.max_positions)
+        source = _padded([[*ids, END_ID] for ids in sources], rows, width)
+        width = padded_length(max(map(len, targets)) + 1, self.decoder.max_positions)
         labels = _padded([[*ids, END_ID] for ids in targets], rows, width)
         target = _padded([[START_ID, *ids] for ids in targets], rows, width)
         results = self.score_ids(source, target, labels, return_attention)
@@ -387,7 +388,7 @@ class Translator(EncoderDecoder):
         settings: dict[str, Any],
     ) -> list[Translation]:
         count = len(sources)
-        width = padded_length(max(map(len, sources)) + 1)
+        width = padded_length(max(map(len, sources)) + 1, self.encoder.max_positions)
         source = _padded([[*ids, END_ID] for ids in sources], rows, width)  # (B, S)
         lengths = np.sum(source != PAD_ID, axis=1)
         forced, prefix_lengths = None, np.zeros(rows, "int32")
@@ -403,6 +404,9 @@ class Translator(EncoderDecoder):
         most = most_tokens(width)
         if max_length is not None or limits.max() > most:
             most = padded_length(int(limits.max()))
+        if self.decoder.max_positions is not None:  # the start token has one of them
+            most = min(most, self.decoder.max_positions - 1)
+            limits = np.minimum(limits, most)
         results = self.generate(
             source, limits=limits.astype("int32"), max_length=most, forced_prefix=forced, **settings
         )

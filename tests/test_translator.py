@@ -438,6 +438,25 @@ def test_every_preset_runs(name, words):
     assert copy.get_config() == model.get_config()
 
 
+def test_learned_positions_limit_what_is_read_and_said(words, tmp_path):
+    sizes = {"layers": 1, "units": 8, "feed_forward_units": 4, "num_heads": 1, "positions": "learned"}
+    model = Translator.from_preset(
+        "transformer_tiny",
+        words,
+        words,
+        encoder={**sizes, "max_positions": 5},
+        decoder={**sizes, "max_positions": 7, "tie_embeddings": False},
+    )
+    found = model.translate("a b c", beams=2, min_length=6)
+    assert len(found.tokens) == 7  # with its end
+    assert model.score("a b c", found.text).score == pytest.approx(found.score, abs=1e-5)
+    model.export(tmp_path / "model", beams=2)
+    serve = tf.saved_model.load(tmp_path / "model").signatures["serving_default"]
+    assert serve(texts=tf.constant(["a b c"]))["text"].shape == (1,)
+    with pytest.raises(ValueError, match="expected at most 5 positions"):
+        model.translate("a b c a b c")
+
+
 def test_composed_by_hand(words):
     model = Translator(RNNEncoder(7, 4, 3), RNNDecoder(7, 4, 3), words, words, max_source_length=5)
     with pytest.raises(ValueError, match="at most 5 tokens, received one of 6"):

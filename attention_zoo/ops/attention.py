@@ -31,11 +31,16 @@ def attention_weights(scores: Any, mask: Any = None) -> Any:
     """
     scores = ops.cast(scores, "float32")
     if mask is None:
-        return ops.softmax(scores, axis=-1)
+        return _softmax(scores)
     # The lowest finite number, not -inf: a row of -inf has no softmax, and NaN for a gradient. Such a
     # row comes out of the softmax as 1/S everywhere; the second `where` makes it 0.
-    weights = ops.softmax(ops.where(mask, scores, _LOWEST), axis=-1)
+    weights = _softmax(ops.where(mask, scores, _LOWEST))
     return ops.where(mask, weights, 0.0)
+
+
+def _softmax(scores: Any) -> Any:
+    # Keras warns about a single position, which is nothing unusual here: one token, one place to look at.
+    return ops.ones_like(scores) if scores.shape[-1] == 1 else ops.softmax(scores, axis=-1)
 
 
 def attend(
