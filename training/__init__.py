@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = attach(
         "ParallelText": "text_data",
         "TranslationBatches": "batching",
         "generated_dates": "generated_dates",
+        "generated_scenes": "generated_scenes",
         "callbacks": "callbacks",
         "evaluate_translations": "evaluation",
         "bleu_by_length": "evaluation",
