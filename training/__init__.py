@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = attach(
         "callbacks": "callbacks",
         "evaluate_translations": "evaluation",
         "bleu_by_length": "evaluation",
+        "evaluate_captions": "caption_metrics",
         "Recipe": "recipe",
         "run": "run",
     },
