@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = attach(
         "WhitespaceTokenizer": "whitespace_tokenizer",
         "RNNEncoder": "rnn_encoder",
         "TransformerEncoder": "transformer_encoder",
+        "ImageEncoder": "image_encoder",
         "RNNDecoder": "rnn_decoder",
         "TransformerDecoder": "transformer_decoder",
         "EncoderDecoder": "encoder_decoder",

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 import keras
 
 # Keras finds classes by their registered names, so whatever a saved model may hold is imported here.
-from attention_zoo.layers import additive_attention, luong_attention  # noqa: F401
+from attention_zoo.layers import additive_attention, luong_attention, spatial_attention  # noqa: F401
 from attention_zoo.models import (  # noqa: F401
+    ensemble,
+    image_encoder,
     rnn_decoder,
     rnn_encoder,
     sentencepiece_tokenizer,

@@ -32,6 +32,7 @@ class TransformerDecoder(TransformerStack):
         activation_dropout: Rate on the hidden layers.
         num_key_value_heads: See `MultiHeadAttention`.
         scale_embeddings: Whether embeddings are multiplied by sqrt(D).
+        equal_start: See `MultiHeadAttention`.
         tie_embeddings: Whether V is the token embedding matrix.
         **kwargs: `name`, `dtype` and so on, see `keras.layers.Layer`.
 
@@ -83,6 +84,7 @@ class TransformerDecoder(TransformerStack):
         activation_dropout: float = 0.0,
         num_key_value_heads: int | None = None,
         scale_embeddings: bool = True,
+        equal_start: bool = False,
         tie_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -101,6 +103,7 @@ class TransformerDecoder(TransformerStack):
             activation_dropout=activation_dropout,
             num_key_value_heads=num_key_value_heads,
             scale_embeddings=scale_embeddings,
+            equal_start=equal_start,
             **kwargs,
         )
         self.tie_embeddings = tie_embeddings

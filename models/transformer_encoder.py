@@ -33,6 +33,7 @@ class TransformerEncoder(TransformerStack):
         activation_dropout: Rate on the hidden layers.
         num_key_value_heads: See `MultiHeadAttention`.
         scale_embeddings: Whether embeddings are multiplied by sqrt(D), see `TokenEmbedding`.
+        equal_start: See `MultiHeadAttention`.
         **kwargs: `name`, `dtype` and so on, see `keras.layers.Layer`.
 
     Call arguments:

@@ -32,6 +32,7 @@ class TransformerStack(keras.layers.Layer):
         activation_dropout: Rate on the hidden layers.
         num_key_value_heads: See `MultiHeadAttention`.
         scale_embeddings: Whether embeddings are multiplied by sqrt(D).
+        equal_start: See `MultiHeadAttention`.
         **kwargs: `name`, `dtype` and so on, see `keras.layers.Layer`.
 
     Raises:
@@ -56,6 +57,7 @@ class TransformerStack(keras.layers.Layer):
         activation_dropout: float = 0.0,
         num_key_value_heads: int | None = None,
         scale_embeddings: bool = True,
+        equal_start: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -99,6 +101,7 @@ class TransformerStack(keras.layers.Layer):
         self.activation_dropout = activation_dropout
         self.num_key_value_heads = num_key_value_heads
         self.scale_embeddings = scale_embeddings
+        self.equal_start = equal_start
         # === Layers ===
         policy = self.dtype_policy
         self.embedding = None  # made by `build`, unless another layer's is shared
@@ -119,6 +122,7 @@ class TransformerStack(keras.layers.Layer):
                 activation_dropout=activation_dropout,
                 num_key_value_heads=num_key_value_heads,
                 rotary=positions == "rotary",
+                equal_start=equal_start,
                 name=f"block_{index}",
                 dtype=policy,
             )
@@ -178,4 +182,5 @@ class TransformerStack(keras.layers.Layer):
             "activation_dropout": self.activation_dropout,
             "num_key_value_heads": self.num_key_value_heads,
             "scale_embeddings": self.scale_embeddings,
+            "equal_start": self.equal_start,
         }

@@ -666,3 +666,15 @@ def test_flash_attention_has_no_weights_to_return():
     (x,) = tensors(QUERY)
     with pytest.raises(ValueError, match="no return_attention_scores with flash_attention=True"):
         layer(x, x, return_attention_scores=True)
+
+
+def test_kernels_of_equal_shape_start_equal_when_asked():
+    for equal_start in (False, True):
+        layer = MultiHeadAttention(2, 4, equal_start=equal_start)
+        layer.build((None, None, 8), (None, None, 8))
+        kernels = [layer.query_kernel, layer.key_kernel, layer.value_kernel, layer.output_kernel]
+        for other in kernels[1:]:
+            assert np.array_equal(kernels[0].numpy(), other.numpy()) == equal_start
+    other = MultiHeadAttention(2, 4, equal_start=True)
+    other.build((None, None, 8), (None, None, 8))
+    assert not np.array_equal(other.query_kernel.numpy(), layer.query_kernel.numpy())  # each layer its own

@@ -45,6 +45,7 @@ _TRANSFORMER_ARGUMENTS = (
     "activation_dropout",
     "num_key_value_heads",
     "scale_embeddings",
+    "equal_start",
 )
 PART_ARGUMENTS = {
     "RNNEncoder": ("embedding_dim", "units", "layers", "cell", "bidirectional", "dropout"),
@@ -166,6 +167,7 @@ class Part(Settings):
     attention_dropout: Rate | None = None
     activation_dropout: Rate | None = None
     scale_embeddings: bool | None = None
+    equal_start: bool | None = None
 
 
 class Model(Settings):

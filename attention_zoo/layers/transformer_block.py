@@ -23,6 +23,7 @@ class TransformerBlock(keras.layers.Layer):
         activation_dropout: Rate on the hidden layer.
         num_key_value_heads: See `MultiHeadAttention`.
         rotary: See `MultiHeadAttention`.
+        equal_start: See `MultiHeadAttention`.
         epsilon: Of the normalizations.
         **kwargs: `name`, `dtype` and so on, see `keras.layers.Layer`.
 
@@ -41,6 +42,7 @@ class TransformerBlock(keras.layers.Layer):
         activation_dropout: float = 0.0,
         num_key_value_heads: int | None = None,
         rotary: bool = False,
+        equal_start: bool = False,
         epsilon: float = 1e-5,
         **kwargs: Any,
     ) -> None:
@@ -61,6 +63,7 @@ class TransformerBlock(keras.layers.Layer):
         self.activation_dropout = activation_dropout
         self.num_key_value_heads = num_key_value_heads
         self.rotary = rotary
+        self.equal_start = equal_start
         self.epsilon = epsilon
         self.supports_masking = True
         self.feed_forward = FeedForward(
@@ -91,6 +94,7 @@ class TransformerBlock(keras.layers.Layer):
             dropout=self.attention_dropout,
             num_key_value_heads=self.num_key_value_heads,
             rotary=rotary,
+            equal_start=self.equal_start,
             name=name,
             dtype=self.dtype_policy,
         )
@@ -151,5 +155,6 @@ class TransformerBlock(keras.layers.Layer):
             "activation_dropout": self.activation_dropout,
             "num_key_value_heads": self.num_key_value_heads,
             "rotary": self.rotary,
+            "equal_start": self.equal_start,
             "epsilon": self.epsilon,
         }

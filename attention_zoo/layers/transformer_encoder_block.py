@@ -27,6 +27,7 @@ class TransformerEncoderBlock(TransformerBlock):
         activation_dropout: Part of the feed-forward hidden layer to drop.
         num_key_value_heads: See `MultiHeadAttention`.
         rotary: See `MultiHeadAttention`.
+        equal_start: See `MultiHeadAttention`.
         epsilon: Added to the variance by the normalizations.
         **kwargs: `name`, `dtype` and so on, see `keras.layers.Layer`.
 
