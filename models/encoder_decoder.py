@@ -287,6 +287,7 @@ class EncoderDecoder(keras.Model):
             settings |= {"beams": beams, "n_best": n_best, **diversity}
         elif not sample:
             _refuse(diversity, {"groups": 1, "diversity_penalty": 0.0}, "beams of at least 2")
+        self._ensure_built(source)
         key = tuple(settings.items())
         searches = self._searches.by_settings
         if key not in searches:
@@ -357,6 +358,7 @@ class EncoderDecoder(keras.Model):
             A dict of "token_log_probabilities", float32 (B, T), 0 at padding; with `return_attention` also
             "attention", "alignment", "heads" and "encoder" as from `generate`, without its axis N.
         """
+        self._ensure_built(source)
         key = ("score", return_attention)
         functions = self._searches.by_settings
         if key not in functions:
@@ -372,6 +374,11 @@ class EncoderDecoder(keras.Model):
         chosen = ops.take_along_axis(ops.log_softmax(logits), index, axis=-1)[..., 0]  # (B, T)
         results = {"token_log_probabilities": ops.where(labels != 0, chosen, 0.0)}
         return results | self._attention_results(attention if return_attention else None, memory)
+
+    def _ensure_built(self, source: Any) -> None:
+        """A model composed by hand may have no weights yet, and none can be made while compiling."""
+        if not self.built:
+            self({"source": source, "target": ops.ones((len(source), 1), "int32")})
 
     def _encode(self, source: Any, return_attention: bool) -> dict[str, Any]:
         asked = {"return_attention": True} if return_attention and self.encoder.has_attention else {}

@@ -471,6 +471,7 @@ class Translator(EncoderDecoder):
             "coverage_penalty": _not_negative("coverage_penalty", coverage_penalty),
         }
         self.check_vocabularies()
+        self.build()
         self._check_attention(settings["coverage_penalty"])
         if beams > 1:
             settings |= {"beams": beams, "n_best": 1}

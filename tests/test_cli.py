@@ -26,6 +26,9 @@ class FakeTranslation:
     def plot(self, path):
         pathlib.Path(path).write_bytes(b"picture")
 
+    def plot_heads(self, path, part, layer):
+        pathlib.Path(path).write_text(f"{part} {layer}")
+
 
 class FakeTranslator:
     """Upper-cases, and remembers what it was asked."""
@@ -149,6 +152,14 @@ def test_translate_options_reach_the_model(model):
     assert model.settings == {"beams": 3, "n_best": 2, "length_penalty": 0.5}
 
 
+def test_sampling_options_reach_the_model(model):
+    options = ("--sample", "--n-best", 2, "--beams", 1, "--temperature", 0.5, "--top-p", 0.9, "--seed", 7)
+    result = run("translate", "--model", "small", *options, "a")
+    assert result.exit_code == 0, result.output
+    asked = {"sample": True, "temperature": 0.5, "top_k": None, "top_p": 0.9, "seed": 7, "n_best": 2}
+    assert asked.items() <= model.settings.items()
+
+
 def test_translate_n_best(model):
     result = run("translate", "--model", "small", "--n-best", 2, "a", "b")
     assert result.stdout == "0\t-0.5000\tA\n0\t-0.5000\ta\n1\t-0.5000\tB\n1\t-0.5000\tb\n"
@@ -179,6 +190,16 @@ def test_plot(model, tmp_path):
     assert result.exit_code == 0, result.output
     assert (tmp_path / "a.png").read_bytes() == b"picture"
     assert model.settings["return_attention"] is True
+
+
+def test_plot_heads(model, tmp_path):
+    result = run(
+        "plot", "--model", "small", "a b", "--output", tmp_path / "a.png", "--heads", "self", "--layer", 2
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.png").read_text() == "self 1"
+    result = run("plot", "--model", "small", "a b", "--output", tmp_path / "b.png", "--heads", "none")
+    assert result.exit_code == 2 and "encoder" in result.output
 
 
 def test_export(model, tmp_path):

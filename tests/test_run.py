@@ -2,6 +2,7 @@ import json
 import logging
 import sys
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -153,8 +154,27 @@ def test_log_of_a_run_is_told_once(capsys):
 def test_a_model_without_attention_has_no_picture(tmp_path, caplog):
     class Model:
         class decoder:
-            attention = None
+            has_attention = False
 
     with caplog.at_level(logging.INFO, logger="attention_zoo"):
         run.draw(load(tmp_path), Model(), Text())
     assert "No picture" in caplog.text
+
+
+def test_every_layer_of_a_transformer_has_a_picture(tmp_path):
+    heads = {"cross": np.full((2, 3, 2, 2), 0.5), "encoder": np.full((1, 3, 2, 2), 0.5)}
+
+    class Model:
+        class encoder:
+            has_attention = True
+
+        decoder = encoder
+
+        def translate(self, text, beams, return_attention):
+            return Translation("b", -1.0, ["b", "</s>"], ["a", "</s>"], heads["cross"][0, 0], heads=heads)
+
+    recipe = load(tmp_path)
+    run.draw(recipe, Model(), Text())
+    assert (recipe.folder / "alignment.png").is_file()
+    pictures = sorted(path.name for path in (recipe.folder / "heads").iterdir())
+    assert pictures == ["cross-1.png", "cross-2.png", "encoder-1.png"]

@@ -461,6 +461,7 @@ def test_composed_by_hand(words):
     model = Translator(RNNEncoder(7, 4, 3), RNNDecoder(7, 4, 3), words, words, max_source_length=5)
     with pytest.raises(ValueError, match="at most 5 tokens, received one of 6"):
         model.translate("a b c a b")
+    assert model.score("a", "b").score < 0  # nobody has built it before
 
 
 def test_vocabulary_of_another_model_is_explained(words, tmp_path):

@@ -155,9 +155,13 @@ def translate(
         raise ValueError(f"--n-best: expected at most --beams ({beams}), received {n_best}; raise --beams.")
     path = _find_model(model)
     sentences = text or _read_standard_input()
-    drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed} if sample else {}
+    drawing = {"sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     translations = _load(path).translate(
-        sentences, beams=beams, n_best=n_best, length_penalty=length_penalty, sample=sample, **drawing
+        sentences,
+        beams=beams,
+        n_best=n_best,
+        length_penalty=length_penalty,
+        **(drawing if sample else {}),
     )
     for number, (sentence, best) in enumerate(zip(sentences, translations, strict=True)):
         ranked = [best, *best.alternatives]
