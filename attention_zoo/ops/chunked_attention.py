@@ -17,10 +17,10 @@ from keras import ops
 from attention_zoo.ops import random
 
 # From this many keys on a layer that may choose should choose this function. Peak memory and seconds of a
-# forward and backward pass, materialised -> in chunks, 8 heads x 64, batch 1, two busy cores without XLA
-# (benchmarks/attention_memory.py; the seconds vary by half, the memory does not):
-#   512: 0.05 -> 0.05 GB, 0.03 -> 0.05 s;   1024: 0.16 -> 0.08 GB, 0.43 -> 0.47 s;
-#   2048: 0.61 -> 0.12 GB, 1.8 -> 0.5 s (less busy: 0.6 -> 1.0 s);   4096: 2.3 -> 0.19 GB, 3.6 -> 2.6 s.
+# forward and backward pass, materialised -> in chunks, 8 heads x 64, batch 1, two cores without XLA
+# (benchmarks/attention_memory.py):
+#   512: 0.05 -> 0.05 GB, twice the time;   2048: 0.61 -> 0.12 GB, 0.21 -> 0.23 s;
+#   4096: 2.32 -> 0.19 GB, 0.81 -> 0.92 s;   8192: 8.98 -> 0.31 GB, 3.24 -> 4.02 s.
 AUTOMATIC_LENGTH = 2048
 
 # A tile of 8 heads takes 8 MB. Chunks of 256 and 1024 gained no time.
