@@ -141,7 +141,8 @@ def test_xla_gives_nan_past_the_table():
 @pytest.mark.parametrize(("policy", "unit"), [("mixed_bfloat16", 2**-8), ("mixed_float16", 2**-11)])
 @pytest.mark.parametrize("start", [1, tf.constant(1)])
 def test_half_precision_is_close(policy, unit, start):
-    layer, x = LearnedPositionEmbedding(N), random(2, 4, D)
+    layer = LearnedPositionEmbedding(N, keras.initializers.RandomUniform(-1, 1, seed=3))
+    x = np.clip(random(2, 4, D), -2.9, 2.9)  # so that every sum is below 4
     expected = np.array(layer(x, start=start))
     half = LearnedPositionEmbedding(N, dtype=policy)
     half.build((None, None, D))
