@@ -93,7 +93,11 @@ def test_read_lines_of_gzip(tmp_path):
         ("text.gz", gzip.compress(b"", mtime=0), "expected text, received an empty file"),
         ("text", b"fine\ngr\xfc\xdfe\n", "expected UTF-8 text, received byte 0xfc in line 2"),
         ("text.gz", b"plain text", "expected a gzip file, received a damaged one"),
-        ("text.gz", gzip.compress(b"some text" * 9, mtime=0)[:-9], "expected a gzip file, received a damaged one"),
+        (
+            "text.gz",
+            gzip.compress(b"some text" * 9, mtime=0)[:-9],
+            "expected a gzip file, received a damaged one",
+        ),
     ],
 )
 def test_read_lines_errors_name_the_file(tmp_path, name, data, message):
