@@ -16,7 +16,8 @@ from attention_zoo.models.image_encoder import ImageEncoder
 from attention_zoo.models.resizing import resize
 from attention_zoo.models.self_attention_cnn import SelfAttentionCNN
 
-MOBILENET = pathlib.Path("/work/shared/data/cnn/mobilenet_v2_1.0_224_imagenet_no_top.weights.h5")
+DATA = pathlib.Path(__file__).parents[2] / "shared/data"
+MOBILENET = DATA / "cnn/mobilenet_v2_1.0_224_imagenet_no_top.weights.h5"
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), "uint8")
 KINDS = {
     "cnn": {"backbone": "TinyNet", "image_size": (16, 24)},
