@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import types
 from collections.abc import Callable
 from typing import Any
@@ -375,6 +376,15 @@ class EncoderDecoder(keras.Model):
         results = {"token_log_probabilities": ops.where(labels != 0, chosen, 0.0)}
         return results | self._attention_results(attention if return_attention else None, memory)
 
+    def _check_attention(self, coverage_penalty: float, return_attention: bool = False) -> None:
+        """Raises ValueError if something is asked of the attention of a model that has none."""
+        if not self.decoder.has_attention and (coverage_penalty or return_attention):
+            asked = "return_attention=True" if return_attention else f"coverage_penalty={coverage_penalty}"
+            raise ValueError(
+                f"{type(self).__name__}: expected a model with attention for {asked}, received one whose "
+                "decoder has none; leave that argument out, or take a preset with attention"
+            )
+
     def _ensure_built(self, source: Any) -> None:
         """A model composed by hand may have no weights yet, and none can be made while compiling."""
         if not self.built:
@@ -397,13 +407,34 @@ class EncoderDecoder(keras.Model):
 
     # === Saving ===
 
+    def _write_folder(
+        self, folder: str | os.PathLike, endpoints: dict[str, tuple[Callable, list[tf.TensorSpec]]]
+    ) -> None:
+        """Writes a SavedModel with these signatures, and the model itself for `saving.load`."""
+        from attention_zoo.models import saving
+
+        self.check_vocabularies()
+        self.build()
+        with saving.written_whole(folder) as temporary:
+            archive = keras.export.ExportArchive()
+            archive.track(self)
+            for name, (function, signature) in endpoints.items():
+                archive.add_endpoint(name, function, input_signature=signature)
+            archive.write_out(temporary, verbose=False)
+            file = temporary / saving.KERAS_FILE
+            file.parent.mkdir()
+            self.save(file)
+
     def build(self, input_shape: Any = None) -> None:
         """Creates every weight by running once on the smallest input."""
         if not self.built:
-            ids = ops.ones((1, 2), "int32")
-            memory = self.encoder(ids)
-            self.decoder(ids, memory)
+            memory = self.encoder(self._smallest_source())
+            self.decoder(ops.ones((1, 2), "int32"), memory)
         self.built = True
+
+    def _smallest_source(self) -> Any:
+        """Something that the encoder can read."""
+        return ops.ones((1, 2), "int32")
 
     def get_build_config(self) -> dict[str, Any]:
         """No shape: the configuration alone determines every weight's."""

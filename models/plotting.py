@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 _FORMATS = (".png", ".pdf", ".svg")
 _FONT = "DejaVu Sans"  # comes with matplotlib, so it is always there
-_FONT_SIZE = 10  # points
-_DPI = 150
+FONT_SIZE = 10  # points
+DPI = 150
 # Lengths in inches. A cell holds a line of text with some air; few cells get larger, and more than fit in
 # the longest side get smaller, and then not every token has a label.
 _CELL, _LARGEST_CELL = 0.26, 0.5
 _SHORTEST_SIDE, _LONGEST_SIDE = 3.0, 40.0
-_MARGIN = 0.12
+MARGIN = 0.12
 _PANEL_GAP = 0.15  # between the heat maps of a grid
 _BAR_SPACE, _BAR_WIDTH, _SHORTEST_BAR, _LONGEST_BAR = 1.0, 0.14, 1.2, 3.0  # the space has the numbers too
 _LONGEST_LABEL = 28  # characters
-_LONGEST_TITLE = 120
+LONGEST_TITLE = 120
 _GREY = "#b0b0b0"
-_NEEDS_MATPLOTLIB = "Drawing attention needs matplotlib: pip install 'attention-zoo[plot]'."
+NEEDS_MATPLOTLIB = "Drawing attention needs matplotlib: pip install 'attention-zoo[plot]'."
 
 
 def plot_attention(
@@ -65,29 +65,29 @@ def plot_attention(
         >>> figure = plot_attention(attention, ["guten", "Tag"], ["good", "day"])
     """
     attention = _check(attention, source_tokens, target_tokens)
-    path = None if path is None else _check_path(path)
+    path = None if path is None else check_path(path)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(_NEEDS_MATPLOTLIB) from error
+        raise ImportError(NEEDS_MATPLOTLIB) from error
 
-    families = _font_families("".join([*source_tokens, *target_tokens, title or ""]))
+    families = font_families("".join([*source_tokens, *target_tokens, title or ""]))
     rows, columns = attention.shape
     cell, every = _cell_size(rows, columns)
-    figure = Figure((columns * cell, rows * cell), dpi=_DPI)
+    figure = Figure((columns * cell, rows * cell), dpi=DPI)
     renderer = FigureCanvasAgg(figure).get_renderer()
     axes = figure.add_axes((0, 0, 1, 1))
     # The darkest colour is the largest weight of this picture: long sentences have small weights only.
     image = _draw_map(axes, attention, attention.max() or 1, every)
     _label_axes(axes, renderer, source_tokens, target_tokens, families, cell, every)
     if title:
-        axes.set_title(_drawable(title[:_LONGEST_TITLE], families), **_text_style(families))
+        axes.set_title(drawable(title[:LONGEST_TITLE], families), **text_style(families))
 
     bar_axes = _lay_out(figure, axes, renderer, columns * cell, rows * cell)
     _draw_bar(figure, image, bar_axes)
     if path is not None:
-        _save(figure, path)
+        save(figure, path)
     return figure
 
 
@@ -126,14 +126,14 @@ def plot_heads(
         )
     for head in attention:
         _check(head, source_tokens, target_tokens, "plot_heads")
-    path = None if path is None else _check_path(path)
+    path = None if path is None else check_path(path)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(_NEEDS_MATPLOTLIB) from error
+        raise ImportError(NEEDS_MATPLOTLIB) from error
 
-    families = _font_families("".join([*source_tokens, *target_tokens, title or ""]))
+    families = font_families("".join([*source_tokens, *target_tokens, title or ""]))
     heads, rows, columns = attention.shape
     root = math.ceil(math.sqrt(heads))
     across = next((count for count in range(root, 2 * root) if heads % count == 0), root)  # no gaps
@@ -141,22 +141,22 @@ def plot_heads(
     cell, every = _cell_size(rows * down, columns * across)
     width, height = columns * cell, rows * cell
 
-    figure = Figure((width, height), dpi=_DPI)
+    figure = Figure((width, height), dpi=DPI)
     renderer = FigureCanvasAgg(figure).get_renderer()
     panels = [figure.add_axes((0, 0, 1, 1), label=f"head {head}") for head in range(heads)]
     for head, (axes, weights) in enumerate(zip(panels, attention, strict=True)):
         image = _draw_map(axes, weights, attention.max() or 1, every)
         _label_axes(axes, renderer, source_tokens, target_tokens, families, cell, every)
         axes.tick_params(labeltop=head < across, labelleft=head % across == 0)  # at the grid's edges only
-        axes.set_xlabel(f"head {head + 1}", size=_FONT_SIZE)
+        axes.set_xlabel(f"head {head + 1}", size=FONT_SIZE)
 
     # The first panel has labels on both sides: what they need, all rows and columns get once.
     inner, outer = panels[0].get_window_extent(renderer), panels[0].get_tightbbox(renderer)
-    left, above = _MARGIN + (inner.x0 - outer.x0) / _DPI, _MARGIN + (outer.y1 - inner.y1) / _DPI
-    overhang = max(0.0, max(p.get_tightbbox(renderer).x1 for p in panels[:across]) - inner.x1) / _DPI
-    right = max(overhang + _MARGIN, _BAR_SPACE)
-    below = _MARGIN + (inner.y0 - outer.y0) / _DPI
-    above += 2.5 * _FONT_SIZE / 72 if title else 0.0
+    left, above = MARGIN + (inner.x0 - outer.x0) / DPI, MARGIN + (outer.y1 - inner.y1) / DPI
+    overhang = max(0.0, max(p.get_tightbbox(renderer).x1 for p in panels[:across]) - inner.x1) / DPI
+    right = max(overhang + MARGIN, _BAR_SPACE)
+    below = MARGIN + (inner.y0 - outer.y0) / DPI
+    above += 2.5 * FONT_SIZE / 72 if title else 0.0
     full_width = left + across * width + (across - 1) * _PANEL_GAP + right
     full_height = above + down * (height + below) + (down - 1) * _PANEL_GAP
     figure.set_size_inches(full_width, full_height)
@@ -168,7 +168,7 @@ def plot_heads(
     bar_height = np.clip(full_height - above - below, _SHORTEST_BAR, _LONGEST_BAR)
     bar_axes = figure.add_axes(
         (
-            (full_width - right + 2 * _MARGIN) / full_width,
+            (full_width - right + 2 * MARGIN) / full_width,
             (full_height - above - bar_height) / full_height,
             _BAR_WIDTH / full_width,
             bar_height / full_height,
@@ -178,13 +178,13 @@ def plot_heads(
     if title:
         figure.text(
             left / full_width,
-            1 - _MARGIN / full_height,
-            _drawable(title[:_LONGEST_TITLE], families),
+            1 - MARGIN / full_height,
+            drawable(title[:LONGEST_TITLE], families),
             va="top",
-            **_text_style(families),
+            **text_style(families),
         )
     if path is not None:
-        _save(figure, path)
+        save(figure, path)
     return figure
 
 
@@ -218,32 +218,39 @@ def _label_axes(
     every: int,
 ) -> None:
     """Writes the source tokens across the top and the target tokens down the side."""
-    text_style = _text_style(families)
-    source_labels = [_label(token, families) for token in source_tokens[::every]]
-    target_labels = [_label(token, families) for token in target_tokens[::every]]
-    axes.set_xticks(range(0, len(source_tokens), every), source_labels, **text_style)
-    axes.set_yticks(range(0, len(target_tokens), every), target_labels, **text_style)
+    style = text_style(families)
+    source_labels = [token_label(token, families) for token in source_tokens[::every]]
+    target_labels = [token_label(token, families) for token in target_tokens[::every]]
+    axes.set_xticks(range(0, len(source_tokens), every), source_labels, **style)
+    axes.set_yticks(range(0, len(target_tokens), every), target_labels, **style)
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     widest = max(label.get_window_extent(renderer).width for label in axes.get_xticklabels())
     for label in axes.get_xticklabels():
         # Single characters fit as they are, and are read more easily upright.
-        if widest > 0.9 * every * cell * _DPI and len(label.get_text()) > 1:
+        if widest > 0.9 * every * cell * DPI and len(label.get_text()) > 1:
             label.set(rotation=45, rotation_mode="anchor", ha="left", va="baseline")
 
 
 def _draw_bar(figure: "Figure", image: "AxesImage", axes: "Axes") -> None:
     """Draws the scale of the colours."""
     bar = figure.colorbar(image, cax=axes)
-    bar.ax.tick_params(labelsize=0.8 * _FONT_SIZE, color=_GREY)
-    bar.set_label("attention weight", size=0.8 * _FONT_SIZE)
+    bar.ax.tick_params(labelsize=0.8 * FONT_SIZE, color=_GREY)
+    bar.set_label("attention weight", size=0.8 * FONT_SIZE)
     bar.outline.set_color(_GREY)
 
 
-def _text_style(families: list[str]) -> dict[str, Any]:
-    """How tokens and titles are written: as they are, never read as mathematics or TeX."""
+def text_style(families: list[str]) -> dict[str, Any]:
+    """How tokens and titles are written: as they are, never read as mathematics or TeX.
+
+    Args:
+        families: From `font_families`.
+
+    Returns:
+        Arguments of matplotlib's texts.
+    """
     from matplotlib.font_manager import FontProperties
 
-    font = FontProperties(family=families, size=_FONT_SIZE, weight="normal", style="normal")
+    font = FontProperties(family=families, size=FONT_SIZE, weight="normal", style="normal")
     return {"fontproperties": font, "parse_math": False, "usetex": False}
 
 
@@ -251,17 +258,17 @@ def _lay_out(figure: "Figure", axes: "Axes", renderer: "RendererAgg", width: flo
     """Gives the heat map its size in inches, and the figure room for its texts and a colour bar."""
     # A text has its own size whatever the figure's, so it can be measured first.
     inner, outer = axes.get_window_extent(renderer), axes.get_tightbbox(renderer)
-    left, below = _MARGIN + (inner.x0 - outer.x0) / _DPI, _MARGIN + (inner.y0 - outer.y0) / _DPI
-    right, above = _MARGIN + (outer.x1 - inner.x1) / _DPI, _MARGIN + (outer.y1 - inner.y1) / _DPI
+    left, below = MARGIN + (inner.x0 - outer.x0) / DPI, MARGIN + (inner.y0 - outer.y0) / DPI
+    right, above = MARGIN + (outer.x1 - inner.x1) / DPI, MARGIN + (outer.y1 - inner.y1) / DPI
     right = max(right, _BAR_SPACE)
     bar_height = np.clip(height, _SHORTEST_BAR, _LONGEST_BAR)
-    below = max(below, 2 * _MARGIN + bar_height - height)  # under a flat heat map the bar hangs down
+    below = max(below, 2 * MARGIN + bar_height - height)  # under a flat heat map the bar hangs down
     full_width, full_height = left + width + right, below + height + above
     figure.set_size_inches(full_width, full_height)
     axes.set_position((left / full_width, below / full_height, width / full_width, height / full_height))
     return figure.add_axes(
         (
-            (left + width + 2 * _MARGIN) / full_width,
+            (left + width + 2 * MARGIN) / full_width,
             (below + height - bar_height) / full_height,
             _BAR_WIDTH / full_width,
             bar_height / full_height,
@@ -290,7 +297,18 @@ def _check(
     return attention
 
 
-def _check_path(path: str | os.PathLike[str]) -> pathlib.Path:
+def check_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Checks that a picture can be written under this name.
+
+    Args:
+        path: File to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the suffix is not one of a format that is written.
+    """
     path = pathlib.Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(
@@ -299,8 +317,13 @@ def _check_path(path: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def _save(figure: "Figure", path: pathlib.Path) -> None:
-    """Writes the file under another name first, so that no reader ever sees half a picture."""
+def save(figure: "Figure", path: pathlib.Path) -> None:
+    """Writes the file under another name first, so that no reader ever sees half a picture.
+
+    Args:
+        figure: What to write.
+        path: From `check_path`. The folder is made if needed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -310,18 +333,34 @@ def _save(figure: "Figure", path: pathlib.Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _label(token: str, families: Sequence[str]) -> str:
-    """What is drawn for a token: never nothing."""
+def token_label(token: str, families: Sequence[str]) -> str:
+    """What is drawn for a token: never nothing.
+
+    Args:
+        token: Any string.
+        families: From `font_families`.
+
+    Returns:
+        A text of one line, spaces shown, a long one cut.
+    """
     spaces_shown = "".join(
         "␣" if character == "▁" or unicodedata.category(character) == "Zs" else character
         for character in token
     )
-    label = _drawable(spaces_shown, families) or "‹empty›"
+    label = drawable(spaces_shown, families) or "‹empty›"
     return label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "…"
 
 
-def _drawable(text: str, families: Sequence[str]) -> str:
-    """Replaces the characters that cannot be drawn, or not be seen, by their codes."""
+def drawable(text: str, families: Sequence[str]) -> str:
+    """Replaces the characters that cannot be drawn, or not be seen, by their codes.
+
+    Args:
+        text: Any string.
+        families: From `font_families`.
+
+    Returns:
+        A text of one line.
+    """
     characters = frozenset().union(*(_characters_of(family) for family in families))
     return "".join(
         character if character in characters and not _is_invisible(character) else f"‹U+{ord(character):04X}›"
@@ -334,8 +373,15 @@ def _is_invisible(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
 
-def _font_families(characters: Iterable[str]) -> list[str]:
-    """Returns fonts that together draw all the characters that any installed font can draw."""
+def font_families(characters: Iterable[str]) -> list[str]:
+    """Finds fonts that together draw all the characters that any installed font can draw.
+
+    Args:
+        characters: Of all texts of a figure.
+
+    Returns:
+        Names of font families, the default one first.
+    """
     families = [_FONT]
     missing = {character for character in characters if not _is_invisible(character)} - _characters_of(_FONT)
     if not missing:

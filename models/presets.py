@@ -22,6 +22,7 @@ class Preset:
         decoder: The same for the decoder; the "attention" of a recurrent one is {"class": name of a layer
             in `attention_zoo.layers`, **arguments} or None.
         reference: The paper.
+        model: Arguments of the model that composes them.
     """
 
     name: str
@@ -29,12 +30,23 @@ class Preset:
     encoder: dict[str, Any]
     decoder: dict[str, Any]
     reference: str
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """Either "translation", for a `Translator`, or "captioning", for a `Captioner`."""
+        return "captioning" if self.encoder["class"] == "ImageEncoder" else "translation"
 
 
 _BAHDANAU = "Bahdanau, Cho and Bengio 2015, arXiv:1409.0473"
 _LUONG = "Luong, Pham and Manning 2015, arXiv:1508.04025"
 _VASWANI = "Vaswani et al. 2017, arXiv:1706.03762"
 _CHO = "Cho et al. 2014, arXiv:1406.1078"
+_VINYALS = "Vinyals et al. 2015, arXiv:1411.4555"
+_XU = "Xu et al. 2015, arXiv:1502.03044"
+_SHARMA = "Sharma et al. 2018, doi:10.18653/v1/P18-1238"
+_DOSOVITSKIY = "Dosovitskiy et al. 2021, arXiv:2010.11929"
+_ZHANG = "Zhang et al. 2019, arXiv:1805.08318"
 
 _ENCODER = {"class": "RNNEncoder", "embedding_dim": 256, "units": 256, "dropout": 0.2}
 _DECODER = {"class": "RNNDecoder", "embedding_dim": 256, "units": 256, "dropout": 0.2, "tie_embeddings": True}
@@ -102,6 +114,20 @@ def _transformer(size: str, layers: int, units: int, feed_forward_units: int, nu
     )
 
 
+# Captioners: a trained network that stays as it is looks at the images, in a grid of 7 x 7.
+_CNN = {"class": "ImageEncoder", "backbone": "MobileNetV2", "pretrained": "imagenet", "frozen": True}
+_CAPTION_LSTM = {
+    "class": "RNNDecoder",
+    "embedding_dim": 256,
+    "units": 512,
+    "cell": "lstm",
+    "dropout": 0.3,
+    "tie_embeddings": True,
+}
+_LOOKING_LSTM = {**_CAPTION_LSTM, "attention": {"class": "SpatialAttention", "units": 512}}
+_BLOCKS = {"units": 256, "num_heads": 4, "feed_forward_units": 1024, "dropout": 0.1}
+_CAPTION_TRANSFORMER = {"class": "TransformerDecoder", "layers": 3, **_BLOCKS, "tie_embeddings": True}
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in [
@@ -154,21 +180,82 @@ PRESETS: dict[str, Preset] = {
         _transformer("small", layers=4, units=256, feed_forward_units=1024, num_heads=4),
         _transformer("base", layers=6, units=512, feed_forward_units=2048, num_heads=8),
         _transformer("big", layers=6, units=1024, feed_forward_units=4096, num_heads=16),
+        Preset(
+            name="show_and_tell",
+            description="captions: CNN, its mean to an LSTM without attention",
+            encoder={**_CNN, "units": 512},
+            decoder={**_CAPTION_LSTM, "attention": None},
+            reference=_VINYALS,
+        ),
+        Preset(
+            name="show_attend_and_tell",
+            description="captions: CNN, LSTM with gated attention, doubly stochastic penalty",
+            encoder=_CNN,
+            decoder=_LOOKING_LSTM,
+            reference=_XU,
+            model={"doubly_stochastic": 1.0},
+        ),
+        Preset(
+            name="transformer_captioner",
+            description="captions: CNN, Transformer of 2 + 3 layers of 256 units over its grid",
+            encoder={**_CNN, "positions": True, "layers": 2, **_BLOCKS},
+            decoder=_CAPTION_TRANSFORMER,
+            reference=_SHARMA,
+        ),
+        Preset(
+            name="vit_captioner",
+            description="captions: 16 x 16 patches, Transformer of 6 + 3 layers of 256 units, no CNN",
+            encoder={
+                "class": "ImageEncoder",
+                "backbone": "patches",
+                "positions": True,
+                "layers": 6,
+                **_BLOCKS,
+                "activation": "gelu",
+                "normalize_first": True,
+            },
+            decoder=_CAPTION_TRANSFORMER,
+            reference=_DOSOVITSKIY,
+        ),
+        Preset(
+            name="self_attention_cnn_captioner",
+            description="captions: small CNN with self-attention, from scratch, LSTM with gated attention",
+            encoder={
+                "class": "ImageEncoder",
+                "backbone": "self_attention_cnn",
+                "image_size": 128,
+                "widths": (32, 64, 128, 256),
+            },
+            decoder=_LOOKING_LSTM,
+            reference=_ZHANG,
+            model={"doubly_stochastic": 1.0},
+        ),
     ]
 }
 
 
-def get_preset(name: str) -> Preset:
+def get_preset(name: str, task: str | None = None) -> Preset:
     """The preset of that name.
+
+    Args:
+        name: E.g. "bahdanau".
+        task: "translation" or "captioning", what it must be for; None allows both.
 
     Raises:
         ValueError: If there is none; the message lists the names and the nearest one.
     """
-    if name not in PRESETS:
-        nearest = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}; received {name!r}.{hint}")
-    return PRESETS[name]
+    names = [known for known, preset in PRESETS.items() if task in (None, preset.task)]
+    if name in names:
+        return PRESETS[name]
+    if name in PRESETS:
+        right = {"translation": "Translator", "captioning": "Captioner"}[PRESETS[name].task]
+        raise ValueError(
+            f"preset: expected one for {task}, {', '.join(names)}; received {name!r}, which is for "
+            f"{PRESETS[name].task}: use {right}.from_preset"
+        )
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise ValueError(f"preset: expected one of {', '.join(names)}; received {name!r}.{hint}")
 
 
 def override(arguments: dict[str, Any], changes: dict[str, Any] | None) -> dict[str, Any]:

@@ -10,16 +10,14 @@ from collections.abc import Iterator
 
 import keras
 
-# Keras finds classes by their registered names, so whatever a saved model may hold is imported here.
-from attention_zoo.layers import additive_attention, luong_attention, spatial_attention  # noqa: F401
+# Keras finds classes by their registered names, so whatever a saved model may hold is imported here; the
+# layers come with `composition`.
 from attention_zoo.models import (  # noqa: F401
     ensemble,
-    image_encoder,
-    rnn_decoder,
-    rnn_encoder,
     sentencepiece_tokenizer,
     whitespace_tokenizer,
 )
+from attention_zoo.models.captioner import Captioner
 from attention_zoo.models.encoder_decoder import EncoderDecoder
 from attention_zoo.models.translator import Translator
 
@@ -53,7 +51,7 @@ def load(path: str | os.PathLike) -> EncoderDecoder:
         raise ValueError(f"load: expected {file} to be a whole .keras file (a zip archive); it is damaged")
     try:
         model = keras.saving.load_model(file)
-        if isinstance(model, Translator):
+        if isinstance(model, Translator | Captioner):
             model.check_vocabularies()
     except ImportError:  # something is not installed: no fault of the file
         raise

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 PAD_ID = 0
@@ -117,6 +118,16 @@ class Tokenizer(keras.layers.Layer):
                 f"{type(self).__name__}.train(...), or load the model that holds it"
             )
         return self._piece_strings
+
+
+def to_tensor(texts: list[str]) -> tf.Tensor:
+    """A list of str as a string tensor; "?" for lone surrogates, which UTF-8 does not have."""
+    return tf.constant([text.encode("utf-8", "replace") for text in texts], tf.string, [len(texts)])
+
+
+def to_strings(texts: tf.Tensor) -> np.ndarray:
+    """A string tensor as an array of str."""
+    return np.vectorize(lambda text: text.decode("utf-8", "replace"), otypes=[object])(texts.numpy())
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:

@@ -1,37 +1,18 @@
 """Text to text: tokenizers around an encoder and a decoder."""
 
-import inspect
-import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
-from attention_zoo.layers.additive_attention import AdditiveAttention
-from attention_zoo.layers.luong_attention import LuongAttention
-from attention_zoo.layers.multi_head_attention import MultiHeadAttention
-from attention_zoo.models import presets
+from attention_zoo.models import arguments, composition, hypotheses, presets
 from attention_zoo.models.encoder_decoder import EncoderDecoder
-from attention_zoo.models.rnn_decoder import RNNDecoder
-from attention_zoo.models.rnn_encoder import RNNEncoder
 from attention_zoo.models.shapes import most_tokens, padded_count, padded_length
-from attention_zoo.models.tokenizer import END_ID, PAD_ID, START_ID, Tokenizer
-from attention_zoo.models.transformer_decoder import TransformerDecoder
-from attention_zoo.models.transformer_encoder import TransformerEncoder
+from attention_zoo.models.tokenizer import END_ID, PAD_ID, Tokenizer, to_strings, to_tensor
 from attention_zoo.models.translation import Translation
-
-# What the "class" of a preset's parts may name.
-ENCODERS = {"RNNEncoder": RNNEncoder, "TransformerEncoder": TransformerEncoder}
-DECODERS = {"RNNDecoder": RNNDecoder, "TransformerDecoder": TransformerDecoder}
-ATTENTIONS = {
-    "AdditiveAttention": AdditiveAttention,
-    "LuongAttention": LuongAttention,
-    "MultiHeadAttention": MultiHeadAttention,
-}
 
 
 @keras.saving.register_keras_serializable(package="attention_zoo")
@@ -102,16 +83,12 @@ class Translator(EncoderDecoder):
         Raises:
             ValueError: If the name or an argument is unknown; the message names the allowed ones.
         """
-        preset = presets.get_preset(name)
+        preset = presets.get_preset(name, task="translation")
         dtype = kwargs.get("dtype")
-        encoder = presets.override(preset.encoder, encoder)
-        decoder = presets.override(preset.decoder, decoder)
-        if isinstance(decoder.get("attention"), dict):
-            decoder["attention"] = _make(ATTENTIONS, decoder["attention"], dtype=dtype)
         encoder_size, decoder_size = source_tokenizer.vocabulary_size, target_tokenizer.vocabulary_size
         model = cls(
-            _make(ENCODERS, encoder, vocabulary_size=encoder_size, dtype=dtype),
-            _make(DECODERS, decoder, vocabulary_size=decoder_size, dtype=dtype),
+            composition.make_encoder(preset, encoder, vocabulary_size=encoder_size, dtype=dtype),
+            composition.make_decoder(preset, decoder, vocabulary_size=decoder_size, dtype=dtype),
             source_tokenizer,
             target_tokenizer,
             **kwargs,
@@ -188,44 +165,42 @@ class Translator(EncoderDecoder):
                 number is out of range, or the model has no attention and it is asked for.
         """
         single = isinstance(texts, str)
-        texts = _strings("texts", [texts] if single else texts)
-        beams = _integer("beams", beams, 1)
-        settings = {
-            "beams": beams,
-            "n_best": _integer("n_best", n_best, 1, None if sample else beams),
-            "groups": _integer("groups", groups, 1),
-            "diversity_penalty": _not_negative("diversity_penalty", diversity_penalty),
-            "repetition_penalty": _not_negative("repetition_penalty", repetition_penalty),
-            "no_repeat_ngram": _integer("no_repeat_ngram", no_repeat_ngram, 0),
-            "sample": bool(sample),
-            "temperature": _not_negative("temperature", temperature),
-            "top_k": None if top_k is None else _integer("top_k", top_k, 1),
-            "top_p": None if top_p is None else _not_negative("top_p", top_p),
-            "length_penalty": _not_negative("length_penalty", length_penalty),
-            "coverage_penalty": _not_negative("coverage_penalty", coverage_penalty),
-            "min_length": _integer("min_length", min_length, 0),
-            "return_attention": bool(return_attention),
-        }
-        batch_size = _integer("batch_size", batch_size, 1)
+        texts = arguments.strings("texts", [texts] if single else texts, "translate")
+        settings = arguments.search_settings(
+            beams=beams,
+            n_best=n_best,
+            length_penalty=length_penalty,
+            coverage_penalty=coverage_penalty,
+            min_length=min_length,
+            groups=groups,
+            diversity_penalty=diversity_penalty,
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram=no_repeat_ngram,
+            sample=sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            return_attention=return_attention,
+        )
+        batch_size = arguments.integer("batch_size", batch_size, 1)
         if max_length is not None:
-            max_length = _integer("max_length", max_length, max(1, settings["min_length"]))
+            max_length = arguments.integer("max_length", max_length, max(1, settings["min_length"]))
         self.check_vocabularies()
         self._check_attention(settings["coverage_penalty"], return_attention)
-        sources = self.source_tokenizer.tokenize(_encoded(texts)).to_list()
+        sources = self.source_tokenizer.tokenize(to_tensor(texts)).to_list()
         self._check_lengths(texts, sources)
-        prefixes = self._prefixes(prefix, len(texts), max_length)
+        prefixes = arguments.prefix_ids(prefix, len(texts), max_length, self.target_tokenizer, "translate")
 
         nothing = np.zeros((0, 0), "float32") if return_attention else None
         translations = [Translation("", 0.0, [], [], nothing) for _ in texts]
         # Sorted by length, so that short sentences are not padded to long ones.
         order = sorted((i for i, ids in enumerate(sources) if ids), key=lambda i: len(sources[i]))
-        key = _sampling_key(seed) if sample else None
+        key = arguments.sampling_key(seed) if sample else None
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             rows = padded_count(len(chosen), batch_size)
             if sample:  # what is drawn for a text depends on its number, not on its place in a batch
-                numbers = np.array([*chosen, *range(len(texts), len(texts) + rows - len(chosen))], "int32")
-                settings |= {"seed": key, "rows": numbers}
+                settings |= {"seed": key, "rows": arguments.sampling_rows(chosen, len(texts), rows)}
             batch = self._translate_batch(
                 [sources[i] for i in chosen], [prefixes[i] for i in chosen], max_length, rows, settings
             )
@@ -273,23 +248,23 @@ class Translator(EncoderDecoder):
                 f"{type(sources).__name__} and {type(targets).__name__}"
             )
         single = isinstance(sources, str)
-        sources = _strings("sources", [sources] if single else sources, "score")
-        targets = _strings("targets", [targets] if single else targets, "score")
+        sources = arguments.strings("sources", [sources] if single else sources, "score")
+        targets = arguments.strings("targets", [targets] if single else targets, "score")
         if len(sources) != len(targets):
             raise ValueError(
                 f"score: expected a target for each source, received {len(sources)} sources and "
                 f"{len(targets)} targets"
             )
-        alpha = _not_negative("length_penalty", length_penalty)
-        batch_size = _integer("batch_size", batch_size, 1)
+        alpha = arguments.not_negative("length_penalty", length_penalty)
+        batch_size = arguments.integer("batch_size", batch_size, 1)
         self.check_vocabularies()
         self._check_attention(0.0, return_attention)
-        source_ids = self.source_tokenizer.tokenize(_encoded(sources)).to_list()
+        source_ids = self.source_tokenizer.tokenize(to_tensor(sources)).to_list()
         self._check_lengths(sources, source_ids, "score")
         for number, ids in enumerate(source_ids):
             if not ids:
                 raise ValueError(f"score: expected sources with text, received a blank one, number {number}")
-        target_ids = self.target_tokenizer.tokenize(_encoded(targets)).to_list()
+        target_ids = self.target_tokenizer.tokenize(to_tensor(targets)).to_list()
 
         scored: list[Translation] = [None] * len(sources)
         order = sorted(range(len(sources)), key=lambda i: (len(source_ids[i]), len(target_ids[i])))
@@ -317,39 +292,16 @@ class Translator(EncoderDecoder):
         return_attention: bool,
     ) -> list[Translation]:
         width = padded_length(max(map(len, sources)) + 1, self.encoder.max_positions)
-        source = _padded([[*ids, END_ID] for ids in sources], rows, width)
-        width = padded_length(max(map(len, targets)) + 1, self.decoder.max_positions)
-        labels = _padded([[*ids, END_ID] for ids in targets], rows, width)
-        target = _padded([[START_ID, *ids] for ids in targets], rows, width)
-        results = self.score_ids(source, target, labels, return_attention)
+        source = hypotheses.padded([[*ids, END_ID] for ids in sources], rows, width)
+        lengths = [len(ids) + 1 for ids in sources]
+        pieces = to_strings(self.source_tokenizer.pieces(source))
 
-        log_probabilities = ops.convert_to_numpy(results["token_log_probabilities"])  # (B, T)
-        source_pieces = _decoded(self.source_tokenizer.pieces(source))
-        pieces = _decoded(self.target_tokenizer.pieces(labels))
-        attention = _attention_arrays(results)
-        translations = []
-        for row, (ids, target_ids) in enumerate(zip(sources, targets, strict=True)):
-            length, source_length = len(target_ids) + 1, len(ids) + 1
-            tokens = log_probabilities[row, :length].copy()
-            translations.append(
-                Translation(
-                    text=texts[row],
-                    score=float(tokens.sum() / ((5 + length) / 6) ** alpha),
-                    tokens=list(pieces[row, :length]),
-                    source_tokens=list(source_pieces[row, :source_length]),
-                    log_probabilities=tokens,
-                    **_attention_of(attention, (row,), length, source_length),
-                )
-            )
-        return translations
+        def make(row: int, **scored: Any) -> Translation:
+            return Translation(texts[row], source_tokens=list(pieces[row, : lengths[row]]), **scored)
 
-    def _check_attention(self, coverage_penalty: float, return_attention: bool = False) -> None:
-        if not self.decoder.has_attention and (coverage_penalty or return_attention):
-            asked = "return_attention=True" if return_attention else f"coverage_penalty={coverage_penalty}"
-            raise ValueError(
-                f"Translator: expected a model with attention for {asked}, received one whose decoder has "
-                "none; leave that argument out, or take another preset, e.g. 'bahdanau'"
-            )
+        return hypotheses.scored(
+            self, source, targets, self.target_tokenizer, lengths, alpha, return_attention, make
+        )
 
     def _check_lengths(self, texts: list[str], sources: list[list[int]], caller: str = "translate") -> None:
         for text, ids in zip(texts, sources, strict=True):
@@ -358,26 +310,6 @@ class Translator(EncoderDecoder):
                     f"{caller}: expected texts of at most {self.max_source_length} tokens, received one of "
                     f"{len(ids) + 1} ({text[:40]!r}...); {caller} it sentence by sentence"
                 )
-
-    def _prefixes(
-        self, prefix: str | Sequence[str] | None, count: int, max_length: int | None
-    ) -> list[list[int]]:
-        """Ids of the prefix of each text, empty where there is none."""
-        if prefix is None:
-            return [[] for _ in range(count)]
-        prefixes = _strings("prefix", [prefix] * count if isinstance(prefix, str) else prefix)
-        if len(prefixes) != count:
-            raise ValueError(
-                f"translate: expected one prefix, or one per text ({count}), received {len(prefixes)}"
-            )
-        rows = self.target_tokenizer.tokenize(_encoded(prefixes)).to_list()
-        longest = max(map(len, rows), default=0)
-        if max_length is not None and longest > max_length:
-            raise ValueError(
-                f"translate: expected prefixes of at most max_length={max_length} tokens, received one "
-                f"of {longest}"
-            )
-        return rows
 
     def _translate_batch(
         self,
@@ -389,11 +321,11 @@ class Translator(EncoderDecoder):
     ) -> list[Translation]:
         count = len(sources)
         width = padded_length(max(map(len, sources)) + 1, self.encoder.max_positions)
-        source = _padded([[*ids, END_ID] for ids in sources], rows, width)  # (B, S)
+        source = hypotheses.padded([[*ids, END_ID] for ids in sources], rows, width)  # (B, S)
         lengths = np.sum(source != PAD_ID, axis=1)
         forced, prefix_lengths = None, np.zeros(rows, "int32")
         if any(prefixes):
-            forced = _padded(prefixes, rows, padded_length(max(map(len, prefixes))))  # (B, P)
+            forced = hypotheses.padded(prefixes, rows, padded_length(max(map(len, prefixes))))  # (B, P)
             prefix_lengths = np.sum(forced != PAD_ID, axis=1)
         if max_length is None:
             limits = np.maximum(most_tokens(lengths), np.maximum(settings["min_length"], prefix_lengths))
@@ -411,28 +343,12 @@ class Translator(EncoderDecoder):
             source, limits=limits.astype("int32"), max_length=most, forced_prefix=forced, **settings
         )
 
-        ids = ops.convert_to_numpy(results["tokens"])[:count]  # (count, N, L)
-        flat = tf.reshape(ids, (-1, ids.shape[-1]))  # (count * N, L)
-        texts = _decoded(self.target_tokenizer.detokenize(flat)).reshape(ids.shape[:2])
-        pieces = _decoded(self.target_tokenizer.pieces(flat)).reshape(ids.shape)
-        source_pieces = _decoded(self.source_tokenizer.pieces(source[:count]))
-        scores = ops.convert_to_numpy(results["scores"])
-        ends = ops.convert_to_numpy(results["lengths"])[:count]
-        found = np.sum(ends > 0, axis=1)  # fewer than N where no more hypotheses exist
-        attention = _attention_arrays(results)
+        pieces = to_strings(self.source_tokenizer.pieces(source[:count]))
 
-        def hypothesis(row: int, rank: int) -> Translation:
-            end = ends[row, rank]
-            return Translation(
-                text=texts[row, rank],
-                score=float(scores[row, rank]),
-                tokens=list(pieces[row, rank, :end]),
-                source_tokens=list(source_pieces[row, : lengths[row]]),
-                **_attention_of(attention, (row, rank), end, lengths[row]),
-                alternatives=[hypothesis(row, other) for other in range(1, found[row])] if rank == 0 else [],
-            )
+        def make(row: int, **hypothesis: Any) -> Translation:
+            return Translation(source_tokens=list(pieces[row, : lengths[row]]), **hypothesis)
 
-        return [hypothesis(row, 0) for row in range(count)]
+        return hypotheses.found(results, self.target_tokenizer, lengths[:count], make)
 
     # === Serving ===
 
@@ -463,30 +379,15 @@ class Translator(EncoderDecoder):
             TypeError: If a number is none.
             ValueError: If a number is out of range, or a model without attention gets a `coverage_penalty`.
         """
-        from attention_zoo.models import saving, serving
+        from attention_zoo.models import serving
 
-        beams = _integer("beams", beams, 1)
-        settings = {
-            "length_penalty": _not_negative("length_penalty", length_penalty),
-            "coverage_penalty": _not_negative("coverage_penalty", coverage_penalty),
-        }
-        self.check_vocabularies()
-        self.build()
+        settings = arguments.export_settings(beams, length_penalty, coverage_penalty)
         self._check_attention(settings["coverage_penalty"])
-        if beams > 1:
-            settings |= {"beams": beams, "n_best": 1}
-        with saving.written_whole(folder) as temporary:
-            archive = keras.export.ExportArchive()
-            archive.track(self)
-            texts = [tf.TensorSpec((None,), tf.string, name="texts")]
-            archive.add_endpoint("serve", serving.function(self, settings), input_signature=texts)
-            if self.decoder.has_attention:
-                heads = serving.function(self, settings, heads=True)
-                archive.add_endpoint("heads", heads, input_signature=texts)
-            archive.write_out(temporary, verbose=False)
-            file = temporary / saving.KERAS_FILE
-            file.parent.mkdir()
-            self.save(file)
+        texts = [tf.TensorSpec((None,), tf.string, name="texts")]
+        endpoints = {"serve": (serving.translation(self, settings), texts)}
+        if self.decoder.has_attention:
+            endpoints["heads"] = (serving.translation(self, settings, heads=True), texts)
+        self._write_folder(folder, endpoints)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -496,105 +397,3 @@ class Translator(EncoderDecoder):
             "target_tokenizer": keras.saving.serialize_keras_object(self.target_tokenizer),
             "max_source_length": self.max_source_length,
         }
-
-
-def _attention_arrays(results: dict[str, Any]) -> dict[str, Any] | None:
-    """What `generate` found out about attention, in NumPy; None if it was not asked."""
-    if results["attention"] is None:
-        return None
-    parts = {name: results[name] for name in ("alignment", "heads", "encoder") if name in results}
-    return keras.tree.map_structure(ops.convert_to_numpy, parts)
-
-
-def _attention_of(
-    arrays: dict[str, Any] | None, index: tuple[int, ...], target_length: int, source_length: int
-) -> dict[str, Any]:
-    """The attention of one hypothesis, at (row, rank), as arguments of `Translation`, without padding."""
-    if arrays is None:
-        return {}
-    # Copies, so that one translation does not keep the arrays of the whole batch.
-    widths = {"cross": source_length, "self": target_length}
-    heads = {
-        name: np.moveaxis(x[index][:target_length, ..., : widths[name]], 0, 2).copy()  # (N, H, T, S)
-        for name, x in arrays["heads"].items()
-    }
-    if "encoder" in arrays:
-        heads["encoder"] = arrays["encoder"][index[0], :, :, :source_length, :source_length].copy()
-    return {
-        "attention": arrays["alignment"][index][:target_length, :source_length].copy(),
-        "heads": heads,
-    }
-
-
-def _make(classes: dict[str, type], arguments: dict[str, Any], **fixed: Any) -> Any:
-    """The layer that a preset's part describes, with a clear error for what it does not take."""
-    arguments = dict(arguments)
-    name = arguments.pop("class", None)
-    if name not in classes:
-        raise ValueError(f'from_preset: expected a "class" among {", ".join(classes)}; received {name!r}')
-    allowed = [name for name in inspect.signature(classes[name]).parameters if name not in (*fixed, "kwargs")]
-    unknown = sorted(set(arguments) - set(allowed))
-    if unknown:
-        raise ValueError(
-            f"{name}: expected arguments among {', '.join(allowed)}; received {', '.join(unknown)}"
-        )
-    return classes[name](**arguments, **fixed)
-
-
-def _strings(name: str, values: Any, caller: str = "translate") -> list[str]:
-    """The values as a list, if they are a sequence of strings."""
-    expected = f"{caller}: expected {name} to be a string or a sequence of strings"
-    if isinstance(values, bytes | Mapping) or not isinstance(values, Iterable):
-        raise TypeError(f"{expected}, received {type(values).__name__}")
-    values = list(values)
-    for value in values:
-        if not isinstance(value, str):
-            raise TypeError(f"{expected}, received a sequence with {type(value).__name__} in it")
-    return values
-
-
-def _integer(name: str, value: Any, lowest: int, highest: int | None = None) -> int:
-    """The value as a Python int, whatever integer type it has."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, received {value!r}") from None
-    if number < lowest or (highest is not None and number > highest):
-        allowed = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
-        raise ValueError(f"{name}: expected an integer {allowed}, received {number}")
-    return number
-
-
-def _not_negative(name: str, value: Any) -> float:
-    """The value as a Python float, whatever number type it has."""
-    if isinstance(value, str) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: expected a number, received {value!r}")
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name}: expected a number of at least 0, received {value}")
-    return float(value)
-
-
-def _sampling_key(seed: int | None) -> np.ndarray:
-    """Two words of 32 bits."""
-    if seed is None:
-        return np.random.randint(0, 2**31, 2).astype("int32")  # of what keras.utils.set_random_seed sets
-    seed = _integer("seed", seed, 0, 2**62 - 1)
-    return np.array([seed % 2**31, seed // 2**31], "int32")
-
-
-def _padded(rows: list[list[int]], count: int, width: int) -> np.ndarray:
-    """Ragged rows as int32 (count, width), zero where there is nothing."""
-    padded = np.full((count, width), PAD_ID, "int32")
-    for row, ids in zip(padded, rows, strict=False):
-        row[: len(ids)] = ids
-    return padded
-
-
-def _encoded(texts: list[str]) -> tf.Tensor:
-    """A list of str as a string tensor; "?" for lone surrogates, which UTF-8 does not have."""
-    return tf.constant([text.encode("utf-8", "replace") for text in texts], tf.string, [len(texts)])
-
-
-def _decoded(strings: tf.Tensor) -> np.ndarray:
-    """A string tensor as an array of str."""
-    return np.vectorize(lambda text: text.decode("utf-8", "replace"), otypes=[object])(strings.numpy())

@@ -7,6 +7,9 @@ __getattr__, __dir__, __all__ = attach(
     {
         "ParallelText": "text_data",
         "TranslationBatches": "batching",
+        "CaptionedImages": "image_data",
+        "CaptionBatches": "caption_batching",
+        "cached_features": "feature_cache",
         "generated_dates": "generated_dates",
         "generated_scenes": "generated_scenes",
         "callbacks": "callbacks",

@@ -107,12 +107,12 @@ class TranslationBatches:
         with tf.device("CPU:0"):
             self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False, name="epoch")
 
-        sources = _with_end(source_tokenizer.tokenize(tf.constant(text.sources)))
-        targets = _with_end(target_tokenizer.tokenize(tf.constant(text.targets)))
+        sources = with_end(source_tokenizer.tokenize(tf.constant(text.sources)))
+        targets = with_end(target_tokenizer.tokenize(tf.constant(text.targets)))
         lengths = np.stack([sources.row_lengths(), targets.row_lengths()], axis=1)  # (pairs, 2)
         fits = np.all(lengths <= (max_source_length, max_target_length), axis=1)
         if buckets is None:
-            buckets = _choose_buckets(lengths[fits], batch_tokens, max_buckets)
+            buckets = choose_buckets(lengths[fits], batch_tokens, max_buckets)
         else:
             buckets = _checked_buckets(buckets)
         numbers = np.where(fits, _bucket_numbers(lengths, buckets), len(buckets))
@@ -184,7 +184,7 @@ class TranslationBatches:
             yield {"source": bucket.source[rows], "target": bucket.target[rows]}, bucket.labels[rows]
 
 
-def _with_end(ids: tf.RaggedTensor) -> tf.RaggedTensor:
+def with_end(ids: tf.RaggedTensor) -> tf.RaggedTensor:
     """Appends END to every row."""
     return tf.concat([ids, tf.fill([ids.nrows(), 1], END_ID)], axis=1)
 
@@ -197,7 +197,7 @@ def _bucket_numbers(lengths: np.ndarray, buckets: Sequence[tuple[int, int]]) -> 
     return numbers
 
 
-def _choose_buckets(lengths: np.ndarray, batch_tokens: int, most: int) -> list[tuple[int, int]]:
+def choose_buckets(lengths: np.ndarray, batch_tokens: int, most: int) -> list[tuple[int, int]]:
     """A few shapes between which the pairs divide well.
 
     Args:

@@ -121,7 +121,7 @@ class Progress(keras.callbacks.Callback):
             parts.append(f"{tokens / seconds:,.0f} tokens/s")
         left = self._seconds_left()
         if left is not None:
-            parts.append(f"{_clock(left)} left")
+            parts.append(f"{clock(left)} left")
         return ", ".join(parts)
 
     def _seconds_left(self) -> float | None:
@@ -137,7 +137,8 @@ def _readable(name: str) -> str:
     return name.replace("val_", "validation ").replace("_", " ")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours if there are any, as people write them."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
