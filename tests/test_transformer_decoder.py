@@ -6,7 +6,14 @@ import pytest
 import tensorflow as tf
 from contracts import random
 from keras import ops
-from transformer_references import assert_same_gradients, decode, draw_weights, pytorch_stack
+from transformer_references import (
+    STACK_ARGUMENTS,
+    assert_same_gradients,
+    config_round_trip,
+    decode,
+    draw_weights,
+    pytorch_stack,
+)
 
 from attention_zoo.models import EncoderDecoder, TransformerEncoder
 from attention_zoo.models.transformer_decoder import TransformerDecoder
@@ -398,27 +405,9 @@ def test_half_precision_is_close(variant, policy, tolerance):
 
 
 def test_config_round_trip():
-    arguments = {
-        "vocabulary_size": 12,
-        "layers": 3,
-        "units": 8,
-        "feed_forward_units": 5,
-        "num_heads": 4,
-        "positions": "learned",
-        "max_positions": 7,
-        "activation": keras.activations.silu,
-        "normalize_first": True,
-        "dropout": 0.25,
-        "attention_dropout": 0.15,
-        "activation_dropout": 0.05,
-        "num_key_value_heads": 2,
-        "scale_embeddings": False,
-        "tie_embeddings": False,
-    }
+    arguments = {**STACK_ARGUMENTS, "tie_embeddings": False}
     decoder = TransformerDecoder(**arguments, name="writer", dtype="mixed_bfloat16")
-    copy = TransformerDecoder.from_config(decoder.get_config())
-    assert copy.get_config() == decoder.get_config()
-    assert {name: getattr(copy, name) for name in arguments} == arguments
+    config_round_trip(decoder, arguments)
 
 
 @pytest.mark.parametrize("variant", ["sinusoidal", "learned, pre-norm", "rotary, pre-norm"])

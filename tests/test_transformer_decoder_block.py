@@ -4,7 +4,13 @@ import pytest
 import tensorflow as tf
 from contracts import random, randomize
 from keras import ops
-from transformer_references import assert_same_gradients, decoder_block, pytorch_block
+from transformer_references import (
+    BLOCK_ARGUMENTS,
+    assert_same_gradients,
+    config_round_trip,
+    decoder_block,
+    pytorch_block,
+)
 
 from attention_zoo.layers import TransformerDecoderBlock
 
@@ -204,22 +210,8 @@ def test_each_dropout_is_active_in_training_only(rate):
 
 
 def test_config_round_trip():
-    arguments = {
-        "num_heads": 4,
-        "feed_forward_units": 5,
-        "activation": keras.activations.silu,
-        "normalize_first": True,
-        "dropout": 0.1,
-        "attention_dropout": 0.2,
-        "activation_dropout": 0.3,
-        "num_key_value_heads": 2,
-        "rotary": True,
-        "epsilon": 1e-3,
-    }
-    block = TransformerDecoderBlock(**arguments, name="writer", dtype="mixed_bfloat16")
-    copy = TransformerDecoderBlock.from_config(block.get_config())
-    assert copy.get_config() == block.get_config()
-    assert {name: getattr(copy, name) for name in arguments} == arguments
+    block = TransformerDecoderBlock(**BLOCK_ARGUMENTS, name="writer", dtype="mixed_bfloat16")
+    copy = config_round_trip(block, BLOCK_ARGUMENTS)
     copy.build((None, None, D), (None, None, DM))
     assert copy.cross_attention_norm.epsilon == 1e-3
     assert (copy.self_attention.rotary, copy.cross_attention.rotary) == (True, False)

@@ -4,7 +4,14 @@ import pytest
 import tensorflow as tf
 from contracts import random
 from keras import ops
-from transformer_references import assert_same_gradients, draw_weights, encode, pytorch_stack
+from transformer_references import (
+    STACK_ARGUMENTS,
+    assert_same_gradients,
+    config_round_trip,
+    draw_weights,
+    encode,
+    pytorch_stack,
+)
 
 from attention_zoo.models.transformer_encoder import TransformerEncoder
 
@@ -135,26 +142,8 @@ def test_half_precision_is_close(variant, policy, tolerance):
 
 
 def test_config_round_trip():
-    arguments = {
-        "vocabulary_size": 12,
-        "layers": 3,
-        "units": 8,
-        "feed_forward_units": 5,
-        "num_heads": 4,
-        "positions": "learned",
-        "max_positions": 7,
-        "activation": keras.activations.silu,
-        "normalize_first": True,
-        "dropout": 0.25,
-        "attention_dropout": 0.15,
-        "activation_dropout": 0.05,
-        "num_key_value_heads": 2,
-        "scale_embeddings": False,
-    }
-    encoder = TransformerEncoder(**arguments, name="reader", dtype="mixed_bfloat16")
-    copy = TransformerEncoder.from_config(encoder.get_config())
-    assert copy.get_config() == encoder.get_config()
-    assert {name: getattr(copy, name) for name in arguments} == arguments
+    encoder = TransformerEncoder(**STACK_ARGUMENTS, name="reader", dtype="mixed_bfloat16")
+    config_round_trip(encoder, STACK_ARGUMENTS)
 
 
 @pytest.mark.parametrize("variant", ["sinusoidal", "learned, pre-norm", "rotary, pre-norm"])

@@ -4,7 +4,13 @@ import pytest
 import tensorflow as tf
 from contracts import random, randomize
 from keras import ops
-from transformer_references import assert_same_gradients, encoder_block, pytorch_block
+from transformer_references import (
+    BLOCK_ARGUMENTS,
+    assert_same_gradients,
+    config_round_trip,
+    encoder_block,
+    pytorch_block,
+)
 
 from attention_zoo.layers import TransformerEncoderBlock
 
@@ -154,22 +160,8 @@ def test_half_precision_is_close(normalize_first, policy, tolerance):
 
 
 def test_config_round_trip():
-    arguments = {
-        "num_heads": 4,
-        "feed_forward_units": 5,
-        "activation": keras.activations.silu,
-        "normalize_first": True,
-        "dropout": 0.1,
-        "attention_dropout": 0.2,
-        "activation_dropout": 0.3,
-        "num_key_value_heads": 2,
-        "rotary": True,
-        "epsilon": 1e-3,
-    }
-    block = TransformerEncoderBlock(**arguments, name="reader", dtype="mixed_bfloat16")
-    copy = TransformerEncoderBlock.from_config(block.get_config())
-    assert copy.get_config() == block.get_config()
-    assert {name: getattr(copy, name) for name in arguments} == arguments
+    block = TransformerEncoderBlock(**BLOCK_ARGUMENTS, name="reader", dtype="mixed_bfloat16")
+    copy = config_round_trip(block, BLOCK_ARGUMENTS)
     copy.build((None, None, D))
     assert [norm.epsilon for norm in (copy.self_attention_norm, copy.feed_forward_norm)] == [1e-3] * 2
     assert (copy.self_attention.rotary, copy.self_attention.num_key_value_heads) == (True, 2)

@@ -6,6 +6,7 @@ with them. Below it, PyTorch's Transformer with the same weights.
 
 import math
 
+import keras
 import numpy as np
 from contracts import random
 from references import array, dense, sigmoid, softmax
@@ -15,6 +16,44 @@ ACTIVATIONS = {
     "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
     "silu": lambda x: x * sigmoid(x),  # the name that Keras gives to swish
 }
+
+# A value for every argument, none of them the default.
+BLOCK_ARGUMENTS = {
+    "num_heads": 4,
+    "feed_forward_units": 5,
+    "activation": keras.activations.silu,
+    "normalize_first": True,
+    "dropout": 0.1,
+    "attention_dropout": 0.2,
+    "activation_dropout": 0.3,
+    "num_key_value_heads": 2,
+    "rotary": True,
+    "epsilon": 1e-3,
+}
+STACK_ARGUMENTS = {
+    "vocabulary_size": 12,
+    "layers": 3,
+    "units": 8,
+    "feed_forward_units": 5,
+    "num_heads": 4,
+    "positions": "learned",
+    "max_positions": 7,
+    "activation": keras.activations.silu,
+    "normalize_first": True,
+    "dropout": 0.25,
+    "attention_dropout": 0.15,
+    "activation_dropout": 0.05,
+    "num_key_value_heads": 2,
+    "scale_embeddings": False,
+}
+
+
+def config_round_trip(layer, arguments):
+    """A copy made from the configuration of a layer that was made with these arguments."""
+    copy = type(layer).from_config(layer.get_config())
+    assert copy.get_config() == layer.get_config()
+    assert {name: getattr(copy, name) for name in arguments} == arguments
+    return copy
 
 
 def normalize(layer, x):
