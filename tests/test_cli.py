@@ -1,5 +1,6 @@
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -45,17 +46,39 @@ class FakeTranslator:
         pathlib.Path(folder).mkdir()
 
 
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    """A folder that looks like a SavedModel and loads as a FakeTranslator."""
+class FakeCaptioner:
+    """Says the name of the file, and remembers what it was asked."""
+
+    def caption(self, files, **settings):
+        self.settings = settings
+        if isinstance(files, pathlib.Path):
+            return FakeTranslation(f"a {files.stem}")
+        worse = settings.get("n_best", 1) - 1
+        return [FakeTranslation(f"a {file.stem}", [FakeTranslation(file.stem)] * worse) for file in files]
+
+
+def loads_as(fake, tmp_path, monkeypatch):
+    """A folder that looks like a SavedModel and loads as a fake."""
     folder = tmp_path / "runs" / "small" / "model"
     folder.mkdir(parents=True)
     (folder / "saved_model.pb").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    fake = FakeTranslator()
     fake.folder = folder
     monkeypatch.setattr(cli, "_load", lambda path: fake)
     return fake
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    return loads_as(FakeTranslator(), tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def captioner(tmp_path, monkeypatch):
+    """A FakeCaptioner, and beside it the files dog.jpg and é.png."""
+    (tmp_path / "dog.jpg").touch()
+    (tmp_path / "é.png").touch()
+    return loads_as(FakeCaptioner(), tmp_path, monkeypatch)
 
 
 def run(*arguments, **options):
@@ -69,14 +92,15 @@ def test_version():
 def test_help_names_all_commands():
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("train", "translate", "evaluate", "plot", "export", "presets", "recipes"):
+    for command in ("train", "translate", "caption", "evaluate", "plot", "export", "presets", "recipes"):
         assert command in result.output
 
 
 def test_presets():
     result = run("presets")
     assert result.exit_code == 0
-    assert all(name in result.output for name in PRESETS)
+    for preset in PRESETS.values():
+        assert re.search(rf"^ *{preset.name} +{preset.task} ", result.output, re.MULTILINE)
 
 
 def test_recipes():
@@ -255,3 +279,130 @@ def test_evaluate_missing_file(model):
     result = run("evaluate", "--model", "small", "--source", "nowhere", "--reference", "nowhere")
     assert result.exit_code == 2
     assert "nowhere" in result.stderr
+
+
+class TestCaption:
+    def test_one_file(self, captioner):
+        result = run("caption", "--model", "small", "dog.jpg")
+        assert result.exit_code == 0, result.output
+        assert result.stdout == "a dog\n"
+        assert captioner.settings == {"beams": 4, "n_best": 1, "length_penalty": 1.0}
+
+    def test_several_files(self, captioner):
+        result = run("caption", "--model", "small", "dog.jpg", "é.png")
+        assert result.stdout == "dog.jpg\ta dog\né.png\ta é\n"
+
+    def test_n_best(self, captioner):
+        result = run("caption", "--model", "small", "--n-best", 2, "dog.jpg", "é.png")
+        lines = [
+            "dog.jpg\t-0.5000\ta dog",
+            "dog.jpg\t-0.5000\tdog",
+            "é.png\t-0.5000\ta é",
+            "é.png\t-0.5000\té",
+        ]
+        assert result.stdout.splitlines() == lines
+        result = run("caption", "--model", "small", "--n-best", 2, "--beams", 1, "dog.jpg")
+        assert result.exit_code == 2 and "raise --beams" in result.stderr
+
+    def test_json(self, captioner):
+        result = run("caption", "--model", "small", "--format", "json", "--n-best", 2, "dog.jpg", "é.png")
+        first, second = (json.loads(line) for line in result.stdout.splitlines())
+        assert first["captions"][0] == {"text": "a dog", "score": -0.5, "tokens": ["a", "dog"]}
+        assert (second["image"], len(second["captions"])) == ("é.png", 2)
+
+    def test_sampling_options_reach_the_model(self, captioner):
+        options = ("--sample", "--n-best", 2, "--beams", 1, "--temperature", 0.5, "--top-k", 5, "--seed", 7)
+        result = run("caption", "--model", "small", *options, "dog.jpg")
+        assert result.exit_code == 0, result.output
+        asked = {"sample": True, "temperature": 0.5, "top_k": 5, "top_p": None, "seed": 7, "n_best": 2}
+        assert asked.items() <= captioner.settings.items()
+
+    def test_missing_file_is_told_before_the_model_is_loaded(self, captioner, monkeypatch):
+        monkeypatch.setattr(cli, "_load", None)
+        result = run("caption", "--model", "small", "dog.jpg", "cat.jpg")
+        assert result.exit_code == 2
+        assert "'cat.jpg', which does not exist" in result.stderr and result.stderr.count("\n") == 1
+
+    def test_plot(self, captioner, tmp_path):
+        result = run("plot", "--model", "small", "dog.jpg", "--output", tmp_path / "a.png")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith("a dog\n")
+        assert (tmp_path / "a.png").read_bytes() == b"picture"
+        assert captioner.settings["return_attention"] is True
+        result = run("plot", "--model", "small", "dog.jpg", "--output", "b.png", "--heads", "cross")
+        assert result.exit_code == 2 and "--heads" in result.stderr
+
+
+class TestWrongModel:
+    def test_translate_with_a_captioner(self, captioner):
+        result = run("translate", "--model", "small", "a")
+        assert result.exit_code == 2
+        assert "expected a translator, received a captioner" in result.stderr
+        assert "'attention-zoo caption'" in result.stderr
+
+    def test_caption_with_a_translator(self, model, tmp_path):
+        (tmp_path / "dog.jpg").touch()
+        result = run("caption", "--model", "small", "dog.jpg")
+        assert result.exit_code == 2
+        assert "expected a captioner, received a translator" in result.stderr
+        assert "'attention-zoo translate'" in result.stderr
+
+    def test_evaluate(self, captioner, tmp_path):
+        (tmp_path / "text").touch()
+        result = run("evaluate", "--model", "small", "--source", "text", "--reference", "text")
+        assert result.exit_code == 2 and "received a captioner" in result.stderr
+
+
+class TestEvaluateCaptioner:
+    @pytest.fixture
+    def files(self, captioner, tmp_path):
+        captions = "dog.jpg#0\tA dog\ndog.jpg#1\tone animal\né.png#0\tno letter\n"
+        (tmp_path / "captions.txt").write_text(captions)
+        (tmp_path / "names.txt").write_text("dog.jpg\n")
+        return ("evaluate", "--model", "small", "--images", ".", "--captions", "captions.txt")
+
+    def test_scores(self, files, captioner):
+        pytest.importorskip("sacrebleu")
+        result = run(*files, "--beams", 2)
+        assert result.exit_code == 0, result.output
+        assert "CIDEr-D" in result.stdout and "images:2|nrefs:1-2" in result.stdout
+        assert captioner.settings == {"beams": 2, "length_penalty": 1.0}
+        result = run(*files, "--names", "names.txt")
+        assert "images:1|nrefs:2" in result.stdout
+        assert "BLEU-1   100.00" in result.stdout  # "A dog" is "a dog"
+
+    def test_coco(self, files, tmp_path):
+        pytest.importorskip("sacrebleu")
+        content = {
+            "images": [{"id": 3, "file_name": "dog.jpg"}],
+            "annotations": [{"image_id": 3, "caption": "a dog"}],
+        }
+        (tmp_path / "coco.json").write_text(json.dumps(content))
+        result = run(*files[:-1], "coco.json")
+        assert "images:1|nrefs:1" in result.stdout
+        result = run(*files[:-1], "coco.json", "--names", "names.txt")
+        assert result.exit_code == 2 and "--names" in result.stderr
+
+    @pytest.mark.parametrize(
+        "changed", [("--captions", "gone.txt"), ("--images", "gone"), ("--names", "gone")]
+    )
+    def test_missing(self, files, changed):
+        result = run(*files, *changed)
+        assert result.exit_code == 2
+        assert "gone" in result.stderr
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            (),
+            ("--images", "."),
+            ("--source", "names.txt"),
+            ("--source", "names.txt", "--captions", "captions.txt"),
+            ("--images", ".", "--captions", "captions.txt", "--tokenized"),
+            ("--source", "names.txt", "--reference", "names.txt", "--names", "names.txt"),
+        ],
+    )
+    def test_options_of_one_kind_only(self, files, options):
+        result = run("evaluate", "--model", "small", *options)
+        assert result.exit_code == 2
+        assert "expected --source and --reference for a translator" in result.stderr

@@ -23,10 +23,34 @@ evaluation: {metric: exact_match}
 """
 
 
+# The same for captioning.
+SCENES = """
+name: small_scenes
+description: For the tests
+data: {kind: generated_scenes, training_count: 100, held_out_count: 10}
+tokenizers: {captions: {kind: whitespace, vocabulary_size: 50}}
+model: {preset: show_attend_and_tell}
+training: {epochs: 2, batch_size: 64, peak_learning_rate: 0.001}
+evaluation: {metric: exact_match}
+"""
+
+FLICKR = "data={kind: captioned_images, images: photos, training: {captions: all.txt, names: train.txt}, \
+validation: {captions: all.txt, names: dev.txt}}"
+COCO = "data={kind: coco, training: {images: train, captions: train.json}, \
+validation: {images: val, captions: val.json}}"
+
+
 @pytest.fixture
 def path(tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text(TEXT)
+    return str(file)
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    file = tmp_path / "small_scenes.yaml"
+    file.write_text(SCENES)
     return str(file)
 
 
@@ -106,7 +130,7 @@ def test_wrong_top_level_key(path):
         ("training.epochs=0", "training.epochs: expected greater than 0, received 0"),
         ("training.epochs=true", "training.epochs: expected a valid integer, received True"),
         ("training.schedule=constan", "Did you mean 'constant'?"),
-        ("data.kind=text_fils", "expected kind: generated_dates or text_files, received 'text_fils'"),
+        ("data.kind=text_fils", "or coco, received 'text_fils'. Did you mean 'text_files'?"),
         ("data=null", "data: expected"),
         ("data={}", "data: expected the key 'kind'"),
         ("training={}", "training.epochs: expected a value, received none"),
@@ -217,7 +241,13 @@ def test_every_model_key_is_an_argument_of_a_part():
     keys = {key for arguments in recipe.PART_ARGUMENTS.values() for key in arguments}
     assert set(recipe.Part.model_fields) == keys
     used = {part["class"] for preset in PRESETS.values() for part in (preset.encoder, preset.decoder)}
-    assert used == set(recipe.PART_ARGUMENTS)
+    assert used == {*recipe.PART_ARGUMENTS, "ImageEncoder"}
+
+
+def test_image_encoder_keys_are_its_arguments():
+    from attention_zoo.models import ImageEncoder
+
+    assert set(recipe.ImagePart.model_fields) == parameters(ImageEncoder)
 
 
 def test_keys_of_another_part_are_refused(path):
@@ -238,3 +268,109 @@ def test_attention_keys_are_the_arguments_of_the_layers():
         preset.decoder["attention"]["class"] for preset in PRESETS.values() if preset.decoder.get("attention")
     }
     assert used == set(recipe.ATTENTION_ARGUMENTS)
+
+
+class TestCaptioning:
+    def test_the_data_says_what_is_trained(self, path, scenes):
+        assert Recipe.load(path).task == "translation"
+        assert Recipe.load(scenes).task == "captioning"
+        assert Recipe.load(scenes, [FLICKR]).task == Recipe.load(scenes, [COCO]).task == "captioning"
+
+    def test_defaults(self, scenes):
+        loaded = Recipe.load(scenes)
+        assert loaded.data.image_size == 64
+        assert loaded.training.captions == "one"
+        assert loaded.model.doubly_stochastic is None
+        assert Recipe.load(scenes, [FLICKR]).data.test is None
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("model.preset=bahdanau", "expected a preset for captioning"),
+            (
+                "tokenizers.source={kind: whitespace, vocabulary_size: 9}",
+                "tokenizers: unknown key for captioning: expected one of captions, received 'source'",
+            ),
+            ("training.batch_tokens=64", "training: unknown key for captioning"),
+            ("model.share_embeddings=true", "model: unknown key for captioning"),
+            ("evaluation.metric=bleu", "evaluation.metric: expected 'exact_match' or 'captions'"),
+            ("evaluation.by_length=true", "evaluation: unknown key for captioning"),
+            ("training.captions=two", "training.captions: expected 'one' or 'all', received 'two'"),
+            ("data.image_size=47", "data.image_size: expected greater than or equal to 48, received 47"),
+            ("model.doubly_stochastic=-0.5", "model.doubly_stochastic: expected greater than or equal to 0"),
+            ("model={preset: show_and_tell, doubly_stochastic: 1.0}", "expected no doubly_stochastic"),
+            ("model.encoder.patch_siz=8", "Did you mean 'patch_size'?"),
+            ("model.encoder.positions=rotary", "model.encoder.positions: expected a valid boolean"),
+            ("model.decoder.num_heads=8", "unknown key in decoder, a RNNDecoder"),
+            ("model.decoder.attention={gates: true}", "Did you mean 'gate'?"),
+            ("data.features=kept", "data: unknown key"),
+        ],
+    )
+    def test_wrong_value(self, scenes, override, message):
+        assert message in load_error(scenes, override)
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("model.preset=show_and_tell", "expected a preset for translation"),
+            (
+                "tokenizers.captions={kind: whitespace, vocabulary_size: 9}",
+                "tokenizers: unknown key for translation: expected one of joint, source, target",
+            ),
+            ("training.batch_size=64", "training: unknown key for translation"),
+            ("model.doubly_stochastic=1.0", "model: unknown key for translation"),
+            ("evaluation.metric=captions", "evaluation.metric: expected 'exact_match' or 'bleu'"),
+        ],
+    )
+    def test_captioning_keys_are_refused_in_translation(self, path, override, message):
+        assert message in load_error(path, override)
+
+    def test_changes_of_the_model_are_those_that_are_set(self, scenes):
+        changes = [
+            "model.encoder={backbone: patches, image_size: [48, 64], pretrained: null, frozen: false}",
+            "model.decoder.attention={units: 8, gate: false}",
+            "model.doubly_stochastic=0.0",
+        ]
+        loaded = Recipe.load(scenes, changes).model
+        assert loaded.encoder.model_dump(exclude_unset=True) == {
+            "backbone": "patches", "image_size": (48, 64), "pretrained": None, "frozen": False
+        }  # fmt: skip
+        assert loaded.decoder.attention == {"units": 8, "gate": False}
+        assert loaded.doubly_stochastic == 0
+
+    def test_features_need_a_frozen_network(self, scenes):
+        overrides = [FLICKR, "data.features=kept"]
+        assert Recipe.load(scenes, overrides).data.features == "kept"  # the preset's network is frozen
+        assert "data.features: expected null" in load_error(scenes, *overrides, "model.encoder.frozen=false")
+        message = load_error(scenes, *overrides, "model={preset: vit_captioner}")
+        assert "set model.encoder.frozen to true" in message
+
+    def test_paths_of_a_part(self, scenes):
+        flickr = Recipe.load(scenes, [FLICKR, "data.folder=at", "data.test={captions: others.txt}"]).data
+        assert flickr.paths("training") == ("at/photos", "at/all.txt", "at/train.txt")
+        assert flickr.paths("test") == ("at/photos", "at/others.txt", None)
+        coco = Recipe.load(scenes, [COCO, "data.folder=at"]).data
+        assert coco.paths("validation") == ("at/val", "at/val.json")
+
+    def test_missing_files_and_folders(self, tmp_path, scenes):
+        for name in ("photos", "all.txt", "train"):
+            (tmp_path / name).touch()
+        (tmp_path / "val").mkdir()
+        for data, expected in (
+            (FLICKR, ["train.txt", "dev.txt", "photos"]),  # a file is no folder
+            (COCO, ["train.json", "val.json", "train"]),
+        ):
+            with pytest.raises(FileNotFoundError) as caught:
+                Recipe.load(scenes, [data, f"data.folder={tmp_path}"]).check_requirements()
+            missing = ", ".join(str(tmp_path / name) for name in expected)
+            assert f"received missing: {missing}. Paths" in str(caught.value)
+
+    def test_what_scoring_needs_is_looked_for(self, monkeypatch, scenes):
+        monkeypatch.setattr(recipe.importlib.util, "find_spec", lambda name: name == "matplotlib" or None)
+        Recipe.load(scenes).check_requirements()
+        with pytest.raises(ImportError, match="expected sacrebleu"):
+            Recipe.load(scenes, ["evaluation.metric=captions"]).check_requirements()
+        monkeypatch.setattr(recipe.importlib.util, "find_spec", lambda name: None)
+        Recipe.load(scenes, ["model.preset=show_and_tell"]).check_requirements()  # nothing to draw
+        with pytest.raises(ImportError, match="expected matplotlib"):
+            Recipe.load(scenes).check_requirements()

@@ -2,12 +2,12 @@ import json
 import logging
 import sys
 
-import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 
-from attention_zoo.models.translation import Translation
 from attention_zoo.training import Recipe, run
+from attention_zoo.training.task import SAMPLES
 
 # Two epochs of almost nothing: it learns no dates, but passes through every part of a run.
 TEXT = """
@@ -51,7 +51,7 @@ class TestFinishedRun:
 
     def test_saved_model_agrees_in_a_fresh_process(self, finished):
         agreement = finished[1]["same_in_fresh_process"]
-        assert agreement["equal"] == agreement["sentences"] == run.SAMPLES
+        assert agreement["equal"] == agreement["sentences"] == SAMPLES
 
     def test_files(self, finished):
         folder = finished[0] / "run"
@@ -70,22 +70,29 @@ class TestFinishedRun:
         with pytest.raises(ValueError, match=r"other seed, training; start over with --fresh"):
             run.train(load(folder, "training.clip_norm=3.0", "seed=7"))
 
-    def test_saved_model_that_does_not_load(self, tmp_path):
-        with pytest.raises(RuntimeError, match="does not work in a fresh process"):
-            run.translate_in_fresh_process(tmp_path, ["a"])
-
 
 class TestFolder:
     def test_other_search_or_more_epochs_are_the_same_training(self, tmp_path):
         run.prepare_folder(load(tmp_path), fresh=False)
         run.prepare_folder(load(tmp_path, "search.beams=3", "training.epochs=9"), fresh=False)
 
+    def test_records_of_older_versions_lack_keys_that_are_null(self, tmp_path):
+        recipe = load(tmp_path)
+        run.prepare_folder(recipe, fresh=False)
+        record = yaml.safe_load((recipe.folder / run.RECORD).read_text())
+        assert record["model"]["encoder"].pop("equal_start", "absent") is None
+        assert record["training"].pop("clip_norm", "absent") is None
+        (recipe.folder / run.RECORD).write_text(yaml.safe_dump(record))
+        run.prepare_folder(recipe, fresh=False)
+        with pytest.raises(ValueError, match="with other model; start over"):
+            run.prepare_folder(load(tmp_path, "model.encoder.dropout=0.5"), fresh=False)
+
     def test_fresh_deletes_what_a_run_wrote_and_nothing_else(self, tmp_path):
         recipe = load(tmp_path)
         run.prepare_folder(recipe, fresh=False)
         (recipe.folder / "backup").mkdir()
-        (recipe.folder / "results.json").touch()
-        (recipe.folder / "notes").touch()
+        for name in ("results.json", "alignment.png", "attention-1.png", "notes"):
+            (recipe.folder / name).touch()
         run.prepare_folder(load(tmp_path, "seed=7"), fresh=True)
         assert {path.name for path in recipe.folder.iterdir()} == {"notes", run.RECORD}
 
@@ -99,46 +106,6 @@ class TestFolder:
         assert [path.name for path in recipe.folder.iterdir()] == ["thesis.tex"]
 
 
-class Text:
-    sources, targets = ("a", "b b"), ("the cat sat on the mat", "A dog, there!")
-
-    def __len__(self):
-        return 2
-
-
-def translations(*texts):
-    return [Translation(text, 0.0, [], []) for text in texts]
-
-
-class TestScore:
-    def test_exact_match(self, tmp_path):
-        result = run.score(load(tmp_path), Text(), translations("the cat sat on the mat", "no"))
-        assert result == {"exact_match": 0.5}
-
-    def test_bleu_says_how_it_was_computed(self, tmp_path):
-        pytest.importorskip("sacrebleu")
-        recipe = load(tmp_path, "evaluation={metric: bleu, tokenized: true, by_length: true}")
-        result = run.score(recipe, Text(), translations(*Text.targets))
-        assert result["detokenized"]["bleu"] == pytest.approx(100)
-        assert "tok:13a" in result["detokenized"]["bleu_signature"]
-        assert "tok:none" in result["tokenized"]["bleu_signature"]
-        assert sum(row["sentences"] for row in result["bleu_by_length"]) == 2
-        json.dumps(result)
-
-    def test_detokenized_only_unless_asked(self, tmp_path):
-        pytest.importorskip("sacrebleu")
-        result = run.score(load(tmp_path, "evaluation.metric=bleu"), Text(), translations(*Text.targets))
-        assert set(result) == {"detokenized"}
-
-
-def test_samples_show_the_reference_of_a_wrong_one_only(caplog):
-    with caplog.at_level(logging.INFO, logger="attention_zoo"):
-        run.print_samples(Text(), translations("the cat sat on the mat", "no"))
-    right, wrong = caplog.messages
-    assert "reference" not in right
-    assert "b b  ->  no" in wrong and "A dog, there!" in wrong
-
-
 def test_log_of_a_run_is_told_once(capsys):
     root = logging.StreamHandler(sys.stdout)
     logging.getLogger().addHandler(root)
@@ -149,32 +116,3 @@ def test_log_of_a_run_is_told_once(capsys):
         logging.getLogger().removeHandler(root)
     assert capsys.readouterr().out == "[bold] stays as it is\n"
     assert run.logger.propagate
-
-
-def test_a_model_without_attention_has_no_picture(tmp_path, caplog):
-    class Model:
-        class decoder:
-            has_attention = False
-
-    with caplog.at_level(logging.INFO, logger="attention_zoo"):
-        run.draw(load(tmp_path), Model(), Text())
-    assert "No picture" in caplog.text
-
-
-def test_every_layer_of_a_transformer_has_a_picture(tmp_path):
-    heads = {"cross": np.full((2, 3, 2, 2), 0.5), "encoder": np.full((1, 3, 2, 2), 0.5)}
-
-    class Model:
-        class encoder:
-            has_attention = True
-
-        decoder = encoder
-
-        def translate(self, text, beams, return_attention):
-            return Translation("b", -1.0, ["b", "</s>"], ["a", "</s>"], heads["cross"][0, 0], heads=heads)
-
-    recipe = load(tmp_path)
-    run.draw(recipe, Model(), Text())
-    assert (recipe.folder / "alignment.png").is_file()
-    pictures = sorted(path.name for path in (recipe.folder / "heads").iterdir())
-    assert pictures == ["cross-1.png", "cross-2.png", "encoder-1.png"]

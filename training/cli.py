@@ -1,4 +1,4 @@
-"""The command line: `attention-zoo train | translate | evaluate | plot | export | presets | recipes`.
+"""The command line: `attention-zoo train | translate | caption | evaluate | plot | export | ...`.
 
 TensorFlow is imported inside the commands that need it, so that help and mistakes answer at once.
 """
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from attention_zoo._version import __version__
 from attention_zoo.models.presets import PRESETS
 from attention_zoo.training.recipe import Recipe, built_in_recipes
 
 if TYPE_CHECKING:
+    from attention_zoo.models.caption import Caption
+    from attention_zoo.models.captioner import Captioner
     from attention_zoo.models.translation import Translation
     from attention_zoo.models.translator import Translator
 
@@ -50,9 +52,12 @@ class _Commands(typer.core.TyperGroup):
         raise typer.Exit(code)
 
 
+# Commands, and the models that they want.
+COMMANDS = {"translate": "a translator", "caption": "a captioner"}
+
 app = typer.Typer(
     cls=_Commands,
-    help="Train, run and look into attention models for translation.",
+    help="Train, run and look into attention models for translation and image captioning.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -65,7 +70,21 @@ ModelOption = Annotated[
 BeamsOption = Annotated[int, typer.Option("--beams", "-b", min=1, help="Hypotheses kept alive; 1 is greedy.")]
 LengthPenaltyOption = Annotated[
     float,
-    typer.Option("--length-penalty", min=0.0, help="Exponent alpha; larger prefers longer translations."),
+    typer.Option("--length-penalty", min=0.0, help="Exponent alpha; larger prefers longer outputs."),
+]
+NBestOption = Annotated[int, typer.Option("--n-best", min=1, help="Outputs per input; at most --beams.")]
+SampleOption = Annotated[
+    bool, typer.Option("--sample", help="Draw --n-best outputs at random instead of searching.")
+]
+TemperatureOption = Annotated[float, typer.Option(help="Of --sample: below 1 more careful, above 1 bolder.")]
+TopKOption = Annotated[
+    int | None, typer.Option("--top-k", min=1, help="Of --sample: draw among so many tokens only.")
+]
+TopPOption = Annotated[
+    float | None, typer.Option("--top-p", help="Of --sample: draw among the tokens of this probability.")
+]
+SeedOption = Annotated[
+    int | None, typer.Option(min=0, help="Of --sample: the same seed gives the same outputs.")
 ]
 
 
@@ -78,10 +97,13 @@ class HeadsPart(enum.StrEnum):
 
 
 class OutputFormat(enum.StrEnum):
-    """How `translate` prints."""
+    """How `translate` and `caption` print."""
 
     text = "text"
     json = "json"
+
+
+FormatOption = Annotated[OutputFormat, typer.Option("--format", help="text, or one JSON object per line.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -127,36 +149,21 @@ def translate(
         list[str] | None, typer.Argument(help="Sentences; without any, standard input, one per line.")
     ] = None,
     beams: BeamsOption = 4,
-    n_best: Annotated[
-        int, typer.Option("--n-best", min=1, help="Translations per sentence; at most --beams.")
-    ] = 1,
+    n_best: NBestOption = 1,
     length_penalty: LengthPenaltyOption = 1.0,
-    sample: Annotated[
-        bool, typer.Option("--sample", help="Draw --n-best translations at random instead of searching.")
-    ] = False,
-    temperature: Annotated[
-        float, typer.Option(help="Of --sample: below 1 more careful, above 1 bolder.")
-    ] = 1.0,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", min=1, help="Of --sample: draw among so many tokens only.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Of --sample: draw among the tokens of this probability.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of --sample: the same seed gives the same translations.")
-    ] = None,
-    output_format: Annotated[
-        OutputFormat, typer.Option("--format", help="text, or one JSON object per line.")
-    ] = OutputFormat.text,
+    sample: SampleOption = False,
+    temperature: TemperatureOption = 1.0,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = None,
+    output_format: FormatOption = OutputFormat.text,
 ) -> None:
     """Translate sentences."""
-    if n_best > beams and not sample:
-        raise ValueError(f"--n-best: expected at most --beams ({beams}), received {n_best}; raise --beams.")
+    _check_n_best(n_best, beams, sample)
     path = _find_model(model)
     sentences = text or _read_standard_input()
     drawing = {"sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    translations = _load(path).translate(
+    translations = _load_for("translate", path).translate(
         sentences,
         beams=beams,
         n_best=n_best,
@@ -166,7 +173,8 @@ def translate(
     for number, (sentence, best) in enumerate(zip(sentences, translations, strict=True)):
         ranked = [best, *best.alternatives]
         if output_format == OutputFormat.json:
-            typer.echo(json.dumps(_as_json(sentence, ranked), ensure_ascii=False))
+            known = {"source": sentence, "source_tokens": best.source_tokens}
+            _print_json({**known, "translations": _as_json(ranked)})
         elif n_best == 1:
             typer.echo(best.text)
         else:
@@ -175,39 +183,126 @@ def translate(
 
 
 @app.command()
+def caption(
+    model: ModelOption,
+    files: Annotated[list[pathlib.Path], typer.Argument(help="JPEG, PNG, GIF or BMP images.")],
+    beams: BeamsOption = 4,
+    n_best: NBestOption = 1,
+    length_penalty: LengthPenaltyOption = 1.0,
+    sample: SampleOption = False,
+    temperature: TemperatureOption = 1.0,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = None,
+    output_format: FormatOption = OutputFormat.text,
+) -> None:
+    """Say what is in images."""
+    _check_n_best(n_best, beams, sample)
+    path = _find_model(model)
+    _check_files(files, "an image file")
+    drawing = {"sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    captions = _load_for("caption", path).caption(
+        files,
+        beams=beams,
+        n_best=n_best,
+        length_penalty=length_penalty,
+        **(drawing if sample else {}),
+    )
+    for file, best in zip(files, captions, strict=True):
+        ranked = [best, *best.alternatives]
+        if output_format == OutputFormat.json:
+            _print_json({"image": str(file), "captions": _as_json(ranked)})
+        elif n_best == 1:
+            typer.echo(best.text if len(files) == 1 else f"{file}\t{best.text}")
+        else:
+            for hypothesis in ranked:
+                typer.echo(f"{file}\t{hypothesis.score:.4f}\t{hypothesis.text}")
+
+
+@app.command()
 def evaluate(
     model: ModelOption,
-    source: Annotated[pathlib.Path, typer.Option("--source", help="Sentences to translate, one per line.")],
-    reference: Annotated[pathlib.Path, typer.Option("--reference", help="Their translations, one per line.")],
+    source: Annotated[
+        pathlib.Path | None, typer.Option("--source", help="Sentences to translate, one per line.")
+    ] = None,
+    reference: Annotated[
+        pathlib.Path | None, typer.Option("--reference", help="Their translations, one per line.")
+    ] = None,
     tokenized: Annotated[
         bool,
         typer.Option("--tokenized", help="The text is tokenized already: also print BLEU on its tokens."),
     ] = False,
+    images: Annotated[
+        pathlib.Path | None, typer.Option("--images", help="Folder of images to caption.")
+    ] = None,
+    captions: Annotated[
+        pathlib.Path | None,
+        typer.Option("--captions", help="Their captions, as Flickr8k or COCO has."),
+    ] = None,
+    names: Annotated[
+        pathlib.Path | None, typer.Option("--names", help="Which images, one name per line; all without.")
+    ] = None,
     beams: BeamsOption = 4,
     length_penalty: LengthPenaltyOption = 1.0,
 ) -> None:
-    """Translate a file and score it with BLEU and chrF."""
+    """Translate a file (--source, --reference) or caption images (--images, --captions), and print scores."""
     path = _find_model(model)
-    for file in (source, reference):
-        if not file.is_file():
-            raise FileNotFoundError(f"Expected a text file, received {str(file)!r}, which does not exist.")
-    translator = _load(path)
+    search = {"beams": beams, "length_penalty": length_penalty}
+    if source and reference and not (images or captions or names):
+        _check_files([source, reference], "a text file")
+        _evaluate_translator(_load_for("translate", path), source, reference, tokenized, search)
+    elif images and captions and not (source or reference or tokenized):
+        _check_files([file for file in (captions, names) if file], "a text file")
+        _evaluate_captioner(_load_for("caption", path), images, captions, names, search)
+    else:
+        raise ValueError(
+            "evaluate: expected --source and --reference for a translator, or --images and --captions for a "
+            "captioner, each with its own options only; received another combination."
+        )
+
+
+def _evaluate_translator(
+    translator: "Translator",
+    source: pathlib.Path,
+    reference: pathlib.Path,
+    tokenized: bool,
+    search: dict[str, Any],
+) -> None:
     from attention_zoo.training.evaluation import evaluate_translations
     from attention_zoo.training.text_data import ParallelText
 
     text = ParallelText.from_files(source, reference)
-    translations = translator.translate(text.sources, beams=beams, length_penalty=length_penalty)
-    hypotheses = [translation.text for translation in translations]
+    hypotheses = [translation.text for translation in translator.translate(text.sources, **search)]
     typer.echo(f"As text (detokenized)\n{evaluate_translations(hypotheses, text.targets)}")
     if tokenized:
         scores = evaluate_translations(hypotheses, text.targets, tokenized=True)
         typer.echo(f"As tokens between spaces\n{scores}")
 
 
+def _evaluate_captioner(
+    captioner: "Captioner",
+    images: pathlib.Path,
+    captions: pathlib.Path,
+    names: pathlib.Path | None,
+    search: dict[str, Any],
+) -> None:
+    from attention_zoo.training.caption_metrics import evaluate_captions
+    from attention_zoo.training.image_data import CaptionedImages
+
+    if captions.suffix == ".json":
+        if names:
+            raise ValueError("--names: expected none with a COCO file, which has no other images; remove it.")
+        data = CaptionedImages.from_coco(images, captions)
+    else:
+        data = CaptionedImages.from_files(images, captions, names)
+    hypotheses = [caption.text for caption in captioner.caption(data.images, **search)]
+    typer.echo(evaluate_captions(hypotheses, data.captions))
+
+
 @app.command()
 def plot(
     model: ModelOption,
-    text: Annotated[str, typer.Argument(help="The sentence to translate.")],
+    text: Annotated[str, typer.Argument(help="The sentence to translate, or the image file to caption.")],
     output: Annotated[pathlib.Path, typer.Option("--output", "-o", help="The picture to write.")],
     beams: BeamsOption = 4,
     heads: Annotated[
@@ -216,14 +311,19 @@ def plot(
     ] = None,
     layer: Annotated[int, typer.Option(min=1, help="Number of the layer, with --heads.")] = 1,
 ) -> None:
-    """Draw where the model looked while it translated a sentence."""
-    path = _find_model(model)
-    translation = _load(path).translate(text, beams=beams, return_attention=True)
-    if heads is None:
-        translation.plot(output)
+    """Draw where the model looked while it translated a sentence or captioned an image."""
+    loaded = _load(_find_model(model))
+    if hasattr(loaded, "caption"):
+        if heads is not None:
+            raise ValueError("--heads: expected none for a captioner, whose heads are not drawn; remove it.")
+        result = loaded.caption(pathlib.Path(text), beams=beams, return_attention=True)
     else:
-        translation.plot_heads(output, part=heads.value, layer=layer - 1)
-    typer.echo(f"{translation.text}\nWrote {output}")
+        result = loaded.translate(text, beams=beams, return_attention=True)
+    if heads is None:
+        result.plot(output)
+    else:
+        result.plot_heads(output, part=heads.value, layer=layer - 1)
+    typer.echo(f"{result.text}\nWrote {output}")
 
 
 @app.command()
@@ -232,7 +332,7 @@ def export(
     folder: Annotated[pathlib.Path, typer.Argument(help="Where to write the SavedModel.")],
     beams: BeamsOption = 4,
 ) -> None:
-    """Write a SavedModel that takes strings and returns translations."""
+    """Write a SavedModel that takes strings or images and returns translations or captions."""
     path = _find_model(model)
     _load(path).export(folder, beams=beams)
     typer.echo(f"Wrote {folder}")
@@ -241,9 +341,9 @@ def export(
 @app.command()
 def presets() -> None:
     """List the prebuilt models."""
-    table = Table("name", "description", "reference", box=None)
+    table = Table(Column("name", no_wrap=True), "task", "description", "reference", box=None)
     for preset in PRESETS.values():
-        table.add_row(preset.name, preset.description, preset.reference)
+        table.add_row(preset.name, preset.task, preset.description, preset.reference)
     Console().print(table)
 
 
@@ -289,11 +389,35 @@ def _import_tensorflow() -> None:
         os.close(kept)
 
 
-def _load(path: pathlib.Path) -> "Translator":
+def _load(path: pathlib.Path) -> "Translator | Captioner":
     _import_tensorflow()
     from attention_zoo.models.saving import load
 
     return load(path)
+
+
+def _load_for(command: str, path: pathlib.Path) -> Any:
+    """Loads a model that does what a command, "translate" or "caption", wants."""
+    model = _load(path)
+    if not hasattr(model, command):
+        other = "caption" if command == "translate" else "translate"
+        raise ValueError(
+            f"--model: expected {COMMANDS[command]}, received {COMMANDS[other]}, {path}; use "
+            f"'attention-zoo {other}' with it."
+        )
+    return model
+
+
+def _check_n_best(n_best: int, beams: int, sample: bool) -> None:
+    if n_best > beams and not sample:
+        raise ValueError(f"--n-best: expected at most --beams ({beams}), received {n_best}; raise --beams.")
+
+
+def _check_files(files: Sequence[pathlib.Path], what: str) -> None:
+    """Looks for files before TensorFlow is imported."""
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"Expected {what}, received {str(file)!r}, which does not exist.")
 
 
 def _read_standard_input() -> list[str]:
@@ -302,15 +426,15 @@ def _read_standard_input() -> list[str]:
     return [line.rstrip("\n") for line in sys.stdin]
 
 
-def _as_json(source: str, ranked: "Sequence[Translation]") -> dict[str, Any]:
-    return {
-        "source": source,
-        "source_tokens": ranked[0].source_tokens,
-        "translations": [
-            {"text": hypothesis.text, "score": hypothesis.score, "tokens": hypothesis.tokens}
-            for hypothesis in ranked
-        ],
-    }
+def _as_json(ranked: "Sequence[Translation | Caption]") -> list[dict[str, Any]]:
+    return [
+        {"text": hypothesis.text, "score": hypothesis.score, "tokens": hypothesis.tokens}
+        for hypothesis in ranked
+    ]
+
+
+def _print_json(result: dict[str, Any]) -> None:
+    typer.echo(json.dumps(result, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import importlib.util
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 import yaml
@@ -20,17 +20,22 @@ Count = Annotated[int, pydantic.Field(gt=0)]
 Positive = Annotated[float, pydantic.Field(gt=0)]
 NonNegative = Annotated[float, pydantic.Field(ge=0)]
 Rate = Annotated[float, pydantic.Field(ge=0, lt=1)]
-# YAML has lists only; the two sides of a parallel corpus are a pair.
+# YAML has lists only: the two sides of a parallel corpus are a pair, the widths of a CNN a tuple.
 FilePair = Annotated[tuple[str, str], pydantic.Field(strict=False)]
+Counts = Annotated[tuple[Count, ...], pydantic.Field(strict=False, min_length=1)]
 
+
+PARTS = ("training", "validation", "test")
 
 # What a recipe may change in the attention of a preset: arguments of the layers of that name.
 ATTENTION_ARGUMENTS = {
     "AdditiveAttention": ("units", "normalize", "dropout", "seed"),
     "LuongAttention": ("score", "units", "scale", "dropout", "seed"),
+    "SpatialAttention": ("units", "gate", "dropout", "seed"),
 }
 
-# What a recipe may change in the encoder and the decoder of a preset, by class.
+# What a recipe may change in the encoder and the decoder of a preset, by class; in an ImageEncoder, the keys
+# of ImagePart.
 _TRANSFORMER_ARGUMENTS = (
     "layers",
     "units",
@@ -70,6 +75,8 @@ class Settings(pydantic.BaseModel):
     """Base of all parts of a recipe: unknown keys are refused, values keep their YAML type."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Of parts that have other keys in recipes for another task: "translation" or "captioning".
+    task: ClassVar[str | None] = None
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -77,7 +84,7 @@ class Settings(pydantic.BaseModel):
         # extra="forbid" would refuse them too, but without saying which keys exist.
         if isinstance(values, dict):
             for key in values:
-                check_choice("key", key, cls.model_fields)
+                check_choice(f"key for {cls.task}" if cls.task else "key", key, cls.model_fields)
         return values
 
 
@@ -89,11 +96,36 @@ class GeneratedDates(Settings):
     held_out_count: Count
 
 
-class TextFiles(Settings):
+class GeneratedScenes(Settings):
+    """Pictures of coloured shapes -> sentences about them, generated on the fly."""
+
+    kind: Literal["generated_scenes"]
+    training_count: Count
+    held_out_count: Count
+    image_size: Annotated[int, pydantic.Field(ge=48)] = 64
+
+
+class DataFiles(Settings):
+    """Base of data in files: paths in it are relative to `folder`."""
+
+    folder: str = "."
+
+    def files(self) -> list[str]:
+        """Returns the files that must be there."""
+        raise NotImplementedError
+
+    def folders(self) -> list[str]:
+        """Returns the folders that must be there."""
+        return []
+
+    def _path(self, path: str) -> str:
+        return str(pathlib.Path(self.folder, path))
+
+
+class TextFiles(DataFiles):
     """Parallel text: line i of the source file is translated by line i of the target file."""
 
     kind: Literal["text_files"]
-    folder: str = "."
     training: FilePair
     validation: FilePair
     test: FilePair
@@ -101,7 +133,78 @@ class TextFiles(Settings):
     def paths(self, part: Literal["training", "validation", "test"]) -> tuple[str, str]:
         """Returns the source and the target path of one part."""
         source, target = getattr(self, part)
-        return str(pathlib.Path(self.folder, source)), str(pathlib.Path(self.folder, target))
+        return self._path(source), self._path(target)
+
+    def files(self) -> list[str]:
+        """Returns the files that must be there."""
+        return [path for part in PARTS for path in self.paths(part)]
+
+
+class CaptionFile(Settings):
+    """The captions of one part of the data, and the names of its images; null means all in the file."""
+
+    captions: str
+    names: str | None = None
+
+
+class ImageFiles(DataFiles):
+    """A folder of images and files of captions, as Flickr8k and Flickr30k have them.
+
+    `features` is a folder for what the frozen network makes of the images, relative to the current one;
+    null computes it anew in every step.
+    """
+
+    kind: Literal["captioned_images"]
+    images: str
+    training: CaptionFile
+    validation: CaptionFile
+    test: CaptionFile | None = None
+    features: str | None = None
+
+    def paths(self, part: Literal["training", "validation", "test"]) -> tuple[str, str, str | None]:
+        """Returns the folder of images, the file of captions and the list of names of one part."""
+        settings = getattr(self, part)
+        names = None if settings.names is None else self._path(settings.names)
+        return self._path(self.images), self._path(settings.captions), names
+
+    def files(self) -> list[str]:
+        """Returns the files that must be there."""
+        paths = [path for part in PARTS if getattr(self, part) for path in self.paths(part)[1:]]
+        return [path for path in dict.fromkeys(paths) if path is not None]
+
+    def folders(self) -> list[str]:
+        """Returns the folders that must be there."""
+        return [self._path(self.images)]
+
+
+class CocoPart(Settings):
+    """The folder of images and the file of annotations of one part of the data."""
+
+    images: str
+    captions: str
+
+
+class CocoFiles(DataFiles):
+    """Images and captions in the layout of MS COCO; `features` as in ImageFiles."""
+
+    kind: Literal["coco"]
+    training: CocoPart
+    validation: CocoPart
+    test: CocoPart | None = None
+    features: str | None = None
+
+    def paths(self, part: Literal["training", "validation", "test"]) -> tuple[str, str]:
+        """Returns the folder of images and the file of annotations of one part."""
+        settings = getattr(self, part)
+        return self._path(settings.images), self._path(settings.captions)
+
+    def files(self) -> list[str]:
+        """Returns the files that must be there."""
+        return [self.paths(part)[1] for part in PARTS if getattr(self, part)]
+
+    def folders(self) -> list[str]:
+        """Returns the folders that must be there."""
+        return list(dict.fromkeys(self.paths(part)[0] for part in PARTS if getattr(self, part)))
 
 
 class SentencePiece(Settings):
@@ -127,6 +230,8 @@ TokenizerSettings = Annotated[SentencePiece | Whitespace, pydantic.Field(discrim
 class Tokenizers(Settings):
     """How the two sides are cut into tokens."""
 
+    task: ClassVar[str] = "translation"
+
     joint: bool = False
     source: TokenizerSettings
     target: TokenizerSettings | None = None
@@ -139,6 +244,14 @@ class Tokenizers(Settings):
                 "received both; remove one of them."
             )
         return self
+
+
+class CaptionTokenizers(Settings):
+    """How captions are cut into tokens; images need none."""
+
+    task: ClassVar[str] = "captioning"
+
+    captions: TokenizerSettings
 
 
 class Part(Settings):
@@ -170,18 +283,44 @@ class Part(Settings):
     equal_start: bool | None = None
 
 
+class ImagePart(Settings):
+    """What to change in the image encoder of a preset: arguments of ImageEncoder."""
+
+    backbone: str | None = None
+    image_size: Count | Counts | None = None
+    pretrained: str | None = None
+    frozen: bool | None = None
+    units: Count | None = None
+    positions: bool | None = None
+    layers: Annotated[int, pydantic.Field(ge=0)] | None = None
+    num_heads: Count | None = None
+    feed_forward_units: Count | None = None
+    activation: str | None = None
+    normalize_first: bool | None = None
+    dropout: Rate | None = None
+    attention_dropout: Rate | None = None
+    widths: Counts | None = None
+    attention_stages: Annotated[int, pydantic.Field(ge=0)] | None = None
+    patch_size: Count | None = None
+
+
 class Model(Settings):
     """A preset and what to change in it; what is not set stays as the preset says."""
 
     preset: str
-    encoder: Part = Part()
+    encoder: Part | ImagePart
     decoder: Part = Part()
-    share_embeddings: bool = False
 
     @pydantic.field_validator("preset")
     @classmethod
     def _known_preset(cls, preset: str) -> str:
         check_choice("name", preset, PRESETS)
+        if PRESETS[preset].task != cls.task:
+            names = [name for name, known in PRESETS.items() if known.task == cls.task]
+            raise ValueError(
+                f"expected a preset for {cls.task}, as the data is, one of {', '.join(names)}; received "
+                f"{preset!r}, which is for {PRESETS[preset].task}."
+            )
         return preset
 
     @pydantic.model_validator(mode="after")
@@ -192,7 +331,8 @@ class Model(Settings):
             ("decoder", self.decoder, preset.decoder),
         ):
             for key in changes.model_fields_set:
-                check_choice(f"key in {name}, a {part['class']}", key, PART_ARGUMENTS[part["class"]])
+                if not isinstance(changes, ImagePart):
+                    check_choice(f"key in {name}, a {part['class']}", key, PART_ARGUMENTS[part["class"]])
         changes, attention = self.decoder.attention or {}, preset.decoder.get("attention")
         if changes and not attention:
             raise ValueError(
@@ -204,12 +344,37 @@ class Model(Settings):
         return self
 
 
+class TranslatorModel(Model):
+    """A preset for translation, and what to change in it."""
+
+    task: ClassVar[str] = "translation"
+
+    encoder: Part = Part()
+    share_embeddings: bool = False
+
+
+class CaptionerModel(Model):
+    """A preset for captioning, and what to change in it."""
+
+    task: ClassVar[str] = "captioning"
+
+    encoder: ImagePart = ImagePart()
+    doubly_stochastic: NonNegative | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _penalty_has_attention(self) -> "CaptionerModel":
+        if self.doubly_stochastic and not has_attention(self.preset):
+            raise ValueError(
+                f"expected no doubly_stochastic, as preset {self.preset!r} has no attention, received "
+                f"{self.doubly_stochastic}; remove it, or take another preset."
+            )
+        return self
+
+
 class Training(Settings):
     """How the weights are learned."""
 
     epochs: Count
-    batch_tokens: Count
-    max_buckets: Count = 5
     peak_learning_rate: Positive
     schedule: Literal["constant", "inverse_square_root"] = "inverse_square_root"
     warmup_steps: Count = 400
@@ -220,15 +385,35 @@ class Training(Settings):
     patience: Count | None = None
 
 
+class TranslatorTraining(Training):
+    """How the weights of a translator are learned."""
+
+    task: ClassVar[str] = "translation"
+
+    batch_tokens: Count
+    max_buckets: Count = 5
+
+
+class CaptionerTraining(Training):
+    """How the weights of a captioner are learned."""
+
+    task: ClassVar[str] = "captioning"
+
+    batch_size: Count
+    captions: Literal["one", "all"] = "one"
+
+
 class Search(Settings):
-    """How translations are searched for when the trained model is evaluated and exported."""
+    """How translations or captions are searched for when the trained model is evaluated and exported."""
 
     beams: Count = 1
     length_penalty: NonNegative = 0.0
 
 
-class Evaluation(Settings):
+class TranslatorEvaluation(Settings):
     """How held-out translations are scored."""
+
+    task: ClassVar[str] = "translation"
 
     metric: Literal["exact_match", "bleu"]
     every_epochs: Count = 1
@@ -236,8 +421,17 @@ class Evaluation(Settings):
     by_length: bool = False
 
 
+class CaptionerEvaluation(Settings):
+    """How captions of held-out images are scored."""
+
+    task: ClassVar[str] = "captioning"
+
+    metric: Literal["exact_match", "captions"]
+    every_epochs: Count = 1
+
+
 class Recipe(Settings):
-    """One training, from data to score.
+    """One training, from data to score: a TranslationRecipe or a CaptioningRecipe.
 
     Example:
         >>> from attention_zoo.training import Recipe
@@ -249,12 +443,15 @@ class Recipe(Settings):
     description: str
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 1
     output: str | None = None
-    data: Annotated[GeneratedDates | TextFiles, pydantic.Field(discriminator="kind")]
-    tokenizers: Tokenizers
+    data: Annotated[
+        GeneratedDates | TextFiles | GeneratedScenes | ImageFiles | CocoFiles,
+        pydantic.Field(discriminator="kind"),
+    ]
+    tokenizers: Settings
     model: Model
     training: Training
     search: Search = Search()
-    evaluation: Evaluation
+    evaluation: Settings
 
     @property
     def folder(self) -> pathlib.Path:
@@ -282,7 +479,7 @@ class Recipe(Settings):
         for override in overrides:
             _apply_override(values, override)
         try:
-            return cls.model_validate(values)
+            return _recipe_class(values).model_validate(values)
         except pydantic.ValidationError as error:
             problems = "\n".join(f"  {_explain(problem, values)}" for problem in error.errors())
             raise ValueError(f"Recipe {recipe!r} is not valid:\n{problems}") from None
@@ -295,9 +492,9 @@ class Recipe(Settings):
             ImportError: Something that scores or draws is not installed.
         """
         needed = []
-        if self.evaluation.metric == "bleu":
+        if self.evaluation.metric in ("bleu", "captions"):
             needed.append(("sacrebleu", "eval"))
-        if PRESETS[self.model.preset].decoder.get("attention", True):
+        if has_attention(self.model.preset):
             needed.append(("matplotlib", "plot"))
         for module, extra in needed:
             if importlib.util.find_spec(module) is None:
@@ -305,18 +502,56 @@ class Recipe(Settings):
                     f"Recipe {self.name!r}: expected {module}, received no such module; "
                     f"pip install 'attention-zoo[{extra}]'."
                 )
-        if isinstance(self.data, TextFiles):
+        if isinstance(self.data, DataFiles):
             self._check_files(self.data)
 
-    def _check_files(self, data: TextFiles) -> None:
-        paths = [path for part in ("training", "validation", "test") for path in data.paths(part)]
-        missing = [path for path in paths if not pathlib.Path(path).is_file()]
+    def _check_files(self, data: DataFiles) -> None:
+        missing = [path for path in data.files() if not pathlib.Path(path).is_file()]
+        missing += [path for path in data.folders() if not pathlib.Path(path).is_dir()]
         if missing:
             raise FileNotFoundError(
                 f"Recipe {self.name!r}: expected its data files, received missing: {', '.join(missing)}. "
                 f"Paths are relative to the current folder ({pathlib.Path.cwd()}); point elsewhere with "
                 "data.folder=FOLDER."
             )
+
+
+class TranslationRecipe(Recipe):
+    """One training of a Translator."""
+
+    task: ClassVar[str] = "translation"
+
+    tokenizers: Tokenizers
+    model: TranslatorModel
+    training: TranslatorTraining
+    evaluation: TranslatorEvaluation
+
+
+class CaptioningRecipe(Recipe):
+    """One training of a Captioner."""
+
+    task: ClassVar[str] = "captioning"
+
+    tokenizers: CaptionTokenizers
+    model: CaptionerModel
+    training: CaptionerTraining
+    evaluation: CaptionerEvaluation
+
+    @pydantic.model_validator(mode="after")
+    def _features_stay(self) -> "CaptioningRecipe":
+        changes = self.model.encoder.model_dump(exclude_unset=True)
+        encoder = {**PRESETS[self.model.preset].encoder, **changes}
+        if not isinstance(self.data, GeneratedScenes) and self.data.features and not encoder.get("frozen"):
+            raise ValueError(
+                "data.features: expected null, as the network that makes them is trained, received "
+                f"{self.data.features!r}; remove it, or set model.encoder.frozen to true."
+            )
+        return self
+
+
+def has_attention(preset: str) -> bool:
+    """Returns whether the decoder of a preset has attention; all Transformers do."""
+    return bool(PRESETS[preset].decoder.get("attention", True))
 
 
 def built_in_recipes() -> dict[str, str]:
@@ -399,6 +634,13 @@ def _apply_override(values: dict, override: str) -> None:
                 f"Override {override!r}: {path} is a single value ({inner!r}) and has no keys below it."
             )
     inner[last] = _parse_yaml(override, text)
+
+
+def _recipe_class(values: dict) -> type[Recipe]:
+    """Goes by the data; what has no known kind of it is refused in either class."""
+    kind = values["data"].get("kind") if isinstance(values.get("data"), dict) else None
+    captioning = kind in ("generated_scenes", "captioned_images", "coco")
+    return CaptioningRecipe if captioning else TranslationRecipe
 
 
 def _explain(problem: dict, values: dict) -> str:

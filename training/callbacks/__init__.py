@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = attach(
         "Resume": "resume",
         "CheckpointAveraging": "checkpoint_averaging",
         "TranslationScore": "translation_score",
+        "CaptionScore": "caption_score",
         "SampleTranslations": "sample_translations",
     },
 )

@@ -1,0 +1,140 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from attention_zoo.models.translation import Translation
+from attention_zoo.training import ParallelText, Recipe
+from attention_zoo.training.translation_task import Data, TranslationTask
+
+TEXT = """
+name: tiny
+description: For the tests
+data: {kind: generated_dates, training_count: 30, held_out_count: 4}
+tokenizers:
+  source: {kind: sentencepiece, model_type: char, vocabulary_size: 200}
+  target: {kind: sentencepiece, model_type: char, vocabulary_size: 16, normalization: identity}
+model:
+  preset: bahdanau
+  encoder: {embedding_dim: 8, units: 8}
+  decoder: {embedding_dim: 8, units: 8, attention: {units: 8}}
+training: {epochs: 2, batch_tokens: 64, peak_learning_rate: 0.01}
+evaluation: {metric: exact_match}
+"""
+
+TARGETS = ["the cat sat on the mat", "A dog, there!"]
+DATA = Data(None, None, ParallelText(["a", "b b"], TARGETS))
+
+
+def make(folder, *overrides):
+    file = folder / "tiny.yaml"
+    file.write_text(TEXT)
+    return TranslationTask(Recipe.load(str(file), [f"output={folder / 'run'}", *overrides]))
+
+
+def translations(*texts):
+    return [Translation(text, 0.0, [], []) for text in texts]
+
+
+class TestData:
+    def test_generated_parts_differ(self, tmp_path):
+        data = make(tmp_path).read_data()
+        assert [len(part) for part in data] == [30, 4, 4]
+        sources = [source for part in data for source in part.sources]
+        assert len(set(sources[30:])) == 8 and not set(sources[:30]) & set(sources[30:])
+
+    def test_files(self, tmp_path):
+        for name, text in (("a", "1\n2\n"), ("b", "one\ntwo\n"), ("c", "3\n"), ("d", "three\n")):
+            (tmp_path / name).write_text(text)
+        files = "data={kind: text_files, training: [a, b], validation: [c, d], test: [a, b]}"
+        data = make(tmp_path, files, f"data.folder={tmp_path}").read_data()
+        assert (data.training.targets, data.validation.sources) == (["one", "two"], ["3"])
+
+
+class TestModel:
+    def test_tokenizers_of_their_own(self, tmp_path):
+        task = make(tmp_path)
+        model = task.build_model(task.read_data())
+        assert model.source_tokenizer.vocabulary_size > 16 == model.target_tokenizer.vocabulary_size
+        assert (model.encoder.units, model.decoder.attention.units) == (8, 8)
+
+    def test_joint_tokenizer_is_one_object(self, tmp_path):
+        joint = "{joint: true, source: {kind: whitespace, vocabulary_size: 9}}"
+        task = make(tmp_path, f"tokenizers={joint}", "model.share_embeddings=true")
+        model = task.build_model(Data(ParallelText(["a b"], ["c c"]), None, None))
+        assert model.source_tokenizer is model.target_tokenizer
+        assert sorted(model.source_tokenizer.vocabulary) == ["a", "b", "c"]
+        assert model.encoder.embedding is model.decoder.embedding
+
+    def test_batches_are_those_that_are_asked_for(self, tmp_path):
+        task = make(tmp_path)
+        data = task.read_data()
+        training, validation = task.batches(task.build_model(data), data)
+        assert (training.batch_tokens, training.seed, training.shuffle) == (64, 1, True)
+        assert (validation.batch_tokens, validation.shuffle) == (64, False)
+
+
+class TestScore:
+    def test_exact_match(self, tmp_path):
+        result = make(tmp_path).score(DATA, translations("the cat sat on the mat", "no"))
+        assert result == {"exact_match": 0.5}
+
+    def test_bleu_says_how_it_was_computed(self, tmp_path):
+        pytest.importorskip("sacrebleu")
+        task = make(tmp_path, "evaluation={metric: bleu, tokenized: true, by_length: true}")
+        result = task.score(DATA, translations(*TARGETS))
+        assert result["detokenized"]["bleu"] == pytest.approx(100)
+        assert "tok:13a" in result["detokenized"]["bleu_signature"]
+        assert "tok:none" in result["tokenized"]["bleu_signature"]
+        assert sum(row["sentences"] for row in result["bleu_by_length"]) == 2
+        json.dumps(result)
+
+    def test_detokenized_only_unless_asked(self, tmp_path):
+        pytest.importorskip("sacrebleu")
+        result = make(tmp_path, "evaluation.metric=bleu").score(DATA, translations(*TARGETS))
+        assert set(result) == {"detokenized"}
+
+    def test_epochs_are_compared_by_bleu_where_it_is_measured(self, tmp_path):
+        assert make(tmp_path).monitored is None
+        task = make(tmp_path, "evaluation={metric: bleu, tokenized: true, every_epochs: 3}")
+        assert task.monitored == "val_bleu"
+        callback = task.score_callback(None, DATA._replace(validation=DATA.test))
+        assert (callback.every, callback.tokenized) == (3, True)
+
+
+def test_samples_show_the_reference_of_a_wrong_one_only(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="attention_zoo"):
+        make(tmp_path).print_samples(DATA, translations("the cat sat on the mat", "no"))
+    right, wrong = caplog.messages
+    assert "reference" not in right
+    assert "b b  ->  no" in wrong and "A dog, there!" in wrong
+
+
+class TestDraw:
+    def test_a_model_without_attention_has_no_picture(self, tmp_path, caplog):
+        class Model:
+            class decoder:
+                has_attention = False
+
+        with caplog.at_level(logging.INFO, logger="attention_zoo"):
+            make(tmp_path).draw(Model(), DATA)
+        assert "No picture" in caplog.text
+
+    def test_every_layer_of_a_transformer_has_a_picture(self, tmp_path):
+        heads = {"cross": np.full((2, 3, 2, 2), 0.5), "encoder": np.full((1, 3, 2, 2), 0.5)}
+
+        class Model:
+            class encoder:
+                has_attention = True
+
+            decoder = encoder
+
+            def translate(self, text, beams, return_attention):
+                return Translation("b", -1.0, ["b", "</s>"], ["a", "</s>"], heads["cross"][0, 0], heads=heads)
+
+        task = make(tmp_path)
+        task.draw(Model(), DATA)
+        assert (task.recipe.folder / "alignment.png").is_file()
+        pictures = sorted(path.name for path in (task.recipe.folder / "heads").iterdir())
+        assert pictures == ["cross-1.png", "cross-2.png", "encoder-1.png"]
