@@ -16,7 +16,6 @@ __getattr__, __dir__, __all__ = attach(
         "evaluate_translations": "evaluation",
         "bleu_by_length": "evaluation",
         "evaluate_captions": "caption_metrics",
-        "pointing": "pointing",
         "Recipe": "recipe",
         "run": "run",
     },
