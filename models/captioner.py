@@ -14,6 +14,7 @@ from attention_zoo.layers.spatial_attention import doubly_stochastic_penalty
 from attention_zoo.models import arguments, composition, hypotheses, image_files, presets
 from attention_zoo.models.caption import Caption
 from attention_zoo.models.encoder_decoder import EncoderDecoder
+from attention_zoo.models.pixels import check_pixels
 from attention_zoo.models.shapes import padded_count, padded_length
 from attention_zoo.models.tokenizer import Tokenizer, to_tensor
 
@@ -351,13 +352,8 @@ class Captioner(EncoderDecoder):
         if isinstance(image, bytes):
             return _decoded(caller, image, f"{len(image)} bytes")
         image = ops.convert_to_numpy(image)
-        numeric = np.issubdtype(image.dtype, np.integer) or np.issubdtype(image.dtype, np.floating)
-        shapes = (*self.encoder.grid, self.encoder.feature_dim)
-        if image.ndim != 3 or not numeric or (image.shape[-1] != 3 and image.shape != shapes):
-            raise ValueError(
-                f"{caller}: expected images as numbers of shape (h, w, 3), or features of shape {shapes}; "
-                f"received {image.dtype} of shape {image.shape}"
-            )
+        if image.shape != (*self.encoder.grid, self.encoder.feature_dim):
+            check_pixels(caller, image)
         return image
 
     def _encoded(self, images: list[np.ndarray], rows: int) -> Any:

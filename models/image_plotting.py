@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from attention_zoo.models.pixels import check_pixels
 from attention_zoo.models.plotting import (
     DPI,
     FONT_SIZE,
@@ -82,7 +83,8 @@ def plot_attention_on_image(
     Reference:
         Xu et al. 2015, "Show, Attend and Tell", figures 2 and 3.
     """
-    image, attention = _check_image(image), _check_attention(attention, words)
+    image, attention = np.asarray(image), _check_attention(attention, words)
+    check_pixels("plot_attention_on_image", image)
     path = None if path is None else check_path(path)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -93,7 +95,8 @@ def plot_attention_on_image(
 
     # All lengths in pixels from here: a panel's pixels are those of the file, with nothing left to resample.
     width, height = _panel_size(*image.shape[:2])
-    picture = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    pixels = Image.fromarray(np.rint(image).astype("uint8"))
+    picture = np.asarray(pixels.resize((width, height), Image.Resampling.BICUBIC))
     gap, margin, line = (round(length * DPI) for length in (_GAP, MARGIN, _LINE))
     column = max(width, round(_NARROWEST_COLUMN * DPI))
     across, down = _grid(len(words) + 1, column + gap)
@@ -184,31 +187,6 @@ def _wrap(text: "Text", renderer: "RendererAgg", width: int) -> None:
     while text.get_window_extent(renderer).width > width and longest > 1:
         longest -= 1
         text.set_text(textwrap.fill(whole, longest))
-
-
-def _check_image(image: np.ndarray) -> np.ndarray:
-    """Returns the image as uint8."""
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape or image.dtype.kind not in "uif":
-        raise ValueError(
-            "plot_attention_on_image: expected an image of numbers of shape (h, w, 3), received shape "
-            f"{image.shape} of {image.dtype}; give one image, without batch axis, as red, green and blue."
-        )
-    if image.dtype == np.uint8:
-        return image
-    least, most = image.min(), image.max()
-    rounded = np.rint(image)  # resizing may leave 255.00001
-    if not np.isfinite(rounded).all() or rounded.min() < 0 or rounded.max() > 255:
-        raise ValueError(
-            "plot_attention_on_image: expected finite values of the image from 0 to 255, received values "
-            f"from {least} to {most}."
-        )
-    if image.dtype.kind == "f" and 0 < most <= 1:
-        raise ValueError(
-            "plot_attention_on_image: expected values of the image from 0 to 255, received values from "
-            f"{least} to {most}; multiply them by 255."
-        )
-    return rounded.astype("uint8")
 
 
 def _check_attention(attention: np.ndarray, words: Sequence[str]) -> np.ndarray:

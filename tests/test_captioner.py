@@ -1,7 +1,10 @@
+import io
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import attention_zoo as az
 from attention_zoo.layers import AdditiveAttention, LuongAttention, MultiHeadAttention, SpatialAttention
@@ -111,6 +114,27 @@ def test_grey_and_transparent_files_are_read_as_rgb(model, tmp_path):
     for image, expected in ((grey, np.repeat(grey, 3, axis=-1)), (transparent, IMAGES[1])):
         caption = model.caption(tf.io.encode_png(image).numpy(), beams=2)
         np.testing.assert_array_equal(caption.image, expected)
+
+
+def test_takes_unusual_files(model):
+    """Animated, of four inks, of one pixel, and large."""
+    frames = [Image.fromarray(image) for image in IMAGES[:2]]
+    for kind, options in (("GIF", {"save_all": True, "append_images": frames[1:]}), ("JPEG", {})):
+        file = io.BytesIO()
+        (frames[0] if options else frames[0].convert("CMYK")).save(file, kind, **options)
+        caption = model.caption(file.getvalue(), beams=2)
+        assert caption.text == TEXTS[0]
+        assert caption.image.shape == (*SIZE, 3)
+    assert model.caption(IMAGES[0][:1, :1], beams=2).text == TEXTS[0]
+    large = np.broadcast_to(IMAGES[8][:1, :1], (8000, 4000, 3))
+    assert model.caption(large, beams=2).text == TEXTS[8]
+
+
+def test_a_damaged_file_is_named(model, files, tmp_path):
+    for name, content in (("cut.png", files[0].read_bytes()[:40]), ("empty.jpg", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}, which cannot be decoded"):
+            model.caption([files[0], tmp_path / name])
 
 
 def test_takes_features(model):
@@ -360,8 +384,12 @@ def test_serves_without_attention(tmp_path):
         (b"no image", ValueError, "received 8 bytes, which cannot be decoded"),
         (7, TypeError, "expected an image .* received int"),
         (np.zeros((4, 4), "uint8"), TypeError, r"received the shape \(4, 4\)"),
-        (np.zeros((4, 4, 1), "uint8"), ValueError, r"images as numbers of shape \(h, w, 3\)"),
-        ([IMAGES[0], None], ValueError, "received object"),
+        (np.zeros((4, 4, 1), "uint8"), ValueError, r"an image of numbers of shape \(h, w, 3\)"),
+        (np.zeros((4, 4, 4), "uint8"), ValueError, r"an image of numbers of shape \(h, w, 3\)"),
+        (IMAGES / 255, ValueError, "multiply them by 255"),
+        (np.full((4, 4, 3), np.nan), ValueError, "finite values"),
+        (IMAGES.astype("int32") * 2, ValueError, "from 0 to 255, received values from 60 to 440"),
+        ([IMAGES[0], None], ValueError, "received shape .* of object"),
         ([IMAGES[0], np.zeros((2, 4, 192))], ValueError, "received both in one batch"),
     ],
 )
