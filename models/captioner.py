@@ -248,7 +248,7 @@ class Captioner(EncoderDecoder):
                 limits[: len(batch)] = np.maximum(limits[: len(batch)], needed)
             limits[len(batch) :] = 0  # nothing to say about rows of padding
             results = self.generate(
-                self._encoded(batch, rows),
+                self._encoded("caption", batch, rows),
                 limits=np.minimum(limits, most),
                 max_length=most,
                 forced_prefix=hypotheses.padded(forced, rows, width) if any(forced) else None,
@@ -303,7 +303,7 @@ class Captioner(EncoderDecoder):
             batch = [self._pixels("score", image) for image in images[start : start + batch_size]]
             scored += hypotheses.scored(
                 self,
-                self._encoded(batch, padded_count(len(batch), batch_size)),
+                self._encoded("score", batch, padded_count(len(batch), batch_size)),
                 ids[start : start + batch_size],
                 self.tokenizer,
                 [self._positions] * len(batch),
@@ -356,14 +356,14 @@ class Captioner(EncoderDecoder):
             check_pixels(caller, image)
         return image
 
-    def _encoded(self, images: list[np.ndarray], rows: int) -> Any:
+    def _encoded(self, caller: str, images: list[np.ndarray], rows: int) -> Any:
         """Features of a batch of images, padded with zeros to a number of rows: (rows, H, W, C)."""
         size = self.encoder.image_size
         pixels = [
             image if image.shape[-1] != 3 else image_files.resize(image, size).numpy() for image in images
         ]
         if len({image.shape for image in pixels}) > 1:
-            raise ValueError("caption: expected either images or features, received both in one batch")
+            raise ValueError(f"{caller}: expected either images or features, received both in one batch")
         batch = np.zeros((rows, *pixels[0].shape), "float32")
         batch[: len(pixels)] = pixels
         if batch.shape[-1] != 3:
