@@ -16,11 +16,10 @@ from attention_zoo.models.rnn_encoder import RNNEncoder
 from attention_zoo.models.transformer_decoder import TransformerDecoder
 from attention_zoo.models.transformer_encoder import TransformerEncoder
 
-# What the "class" of a preset's parts may name.
+# What the "class" of a preset's parts may name; of its encoder, by task.
 ENCODERS = {
-    "RNNEncoder": RNNEncoder,
-    "TransformerEncoder": TransformerEncoder,
-    "ImageEncoder": ImageEncoder,
+    "translation": {"RNNEncoder": RNNEncoder, "TransformerEncoder": TransformerEncoder},
+    "captioning": {"ImageEncoder": ImageEncoder},
 }
 DECODERS = {"RNNDecoder": RNNDecoder, "TransformerDecoder": TransformerDecoder}
 ATTENTIONS = {
@@ -42,7 +41,7 @@ def make_encoder(preset: presets.Preset, changes: dict[str, Any] | None, **fixed
     Raises:
         ValueError: If the class or an argument is unknown; the message names the allowed ones.
     """
-    return _make(ENCODERS, presets.override(preset.encoder, changes), **fixed)
+    return _make(ENCODERS[preset.task], presets.override(preset.encoder, changes), **fixed)
 
 
 def make_decoder(preset: presets.Preset, changes: dict[str, Any] | None, **fixed: Any) -> keras.layers.Layer:
