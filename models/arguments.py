@@ -108,6 +108,16 @@ def sampling_rows(chosen: Sequence[int], count: int, rows: int) -> np.ndarray:
     return np.array([*chosen, *range(count, count + rows - len(chosen))], "int32")
 
 
+def check_vocabulary(caller: str, part: Any, tokenizer: Tokenizer) -> None:
+    """Raises ValueError if a tokenizer has other ids than the layer that reads or writes them."""
+    if part.vocabulary_size != tokenizer.vocabulary_size:
+        raise ValueError(
+            f"{caller}: expected a tokenizer with the {part.vocabulary_size} ids of the "
+            f"{type(part).__name__}, received a {type(tokenizer).__name__} with "
+            f"{tokenizer.vocabulary_size}; use the one that the model was made with"
+        )
+
+
 def prefix_ids(
     prefix: str | Sequence[str] | None,
     count: int,

@@ -141,12 +141,7 @@ class Captioner(EncoderDecoder):
 
     def check_vocabularies(self) -> None:
         """Raises ValueError if the tokenizer has other ids than the decoder."""
-        if self.decoder.vocabulary_size != self.tokenizer.vocabulary_size:
-            raise ValueError(
-                f"Captioner: expected a tokenizer with the {self.decoder.vocabulary_size} ids of the "
-                f"{type(self.decoder).__name__}, received a {type(self.tokenizer).__name__} with "
-                f"{self.tokenizer.vocabulary_size}; use the one that the model was made with"
-            )
+        arguments.check_vocabulary("Captioner", self.decoder, self.tokenizer)
 
     # === Captioning ===
 

@@ -98,13 +98,8 @@ class Translator(EncoderDecoder):
 
     def check_vocabularies(self) -> None:
         """Raises ValueError if a tokenizer has other ids than the layer that reads or writes them."""
-        for part, tokenizer in ((self.encoder, self.source_tokenizer), (self.decoder, self.target_tokenizer)):
-            if part.vocabulary_size != tokenizer.vocabulary_size:
-                raise ValueError(
-                    f"Translator: expected a tokenizer with the {part.vocabulary_size} ids of the "
-                    f"{type(part).__name__}, received a {type(tokenizer).__name__} with "
-                    f"{tokenizer.vocabulary_size}; use the one that the model was made with"
-                )
+        arguments.check_vocabulary("Translator", self.encoder, self.source_tokenizer)
+        arguments.check_vocabulary("Translator", self.decoder, self.target_tokenizer)
 
     # === Translating ===
 

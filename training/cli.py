@@ -159,17 +159,11 @@ def translate(
     output_format: FormatOption = OutputFormat.text,
 ) -> None:
     """Translate sentences."""
-    _check_n_best(n_best, beams, sample)
+    drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    search = _search_options(beams, n_best, length_penalty, drawing if sample else None)
     path = _find_model(model)
     sentences = text or _read_standard_input()
-    drawing = {"sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    translations = _load_for("translate", path).translate(
-        sentences,
-        beams=beams,
-        n_best=n_best,
-        length_penalty=length_penalty,
-        **(drawing if sample else {}),
-    )
+    translations = _load_for("translate", path).translate(sentences, **search)
     for number, (sentence, best) in enumerate(zip(sentences, translations, strict=True)):
         ranked = [best, *best.alternatives]
         if output_format == OutputFormat.json:
@@ -197,17 +191,11 @@ def caption(
     output_format: FormatOption = OutputFormat.text,
 ) -> None:
     """Say what is in images."""
-    _check_n_best(n_best, beams, sample)
+    drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    search = _search_options(beams, n_best, length_penalty, drawing if sample else None)
     path = _find_model(model)
     _check_files(files, "an image file")
-    drawing = {"sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    captions = _load_for("caption", path).caption(
-        files,
-        beams=beams,
-        n_best=n_best,
-        length_penalty=length_penalty,
-        **(drawing if sample else {}),
-    )
+    captions = _load_for("caption", path).caption(files, **search)
     for file, best in zip(files, captions, strict=True):
         ranked = [best, *best.alternatives]
         if output_format == OutputFormat.json:
@@ -408,9 +396,14 @@ def _load_for(command: str, path: pathlib.Path) -> Any:
     return model
 
 
-def _check_n_best(n_best: int, beams: int, sample: bool) -> None:
-    if n_best > beams and not sample:
+def _search_options(
+    beams: int, n_best: int, length_penalty: float, drawing: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Arguments of `translate` and `caption`; `drawing` are those of --sample, or None without it."""
+    if n_best > beams and drawing is None:
         raise ValueError(f"--n-best: expected at most --beams ({beams}), received {n_best}; raise --beams.")
+    sampling = {} if drawing is None else {"sample": True, **drawing}
+    return {"beams": beams, "n_best": n_best, "length_penalty": length_penalty, **sampling}
 
 
 def _check_files(files: Sequence[pathlib.Path], what: str) -> None:
