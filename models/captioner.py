@@ -226,7 +226,7 @@ class Captioner(EncoderDecoder):
         self._check_attention(settings["coverage_penalty"], return_attention)
         single, images = self._separate("caption", images)
         prefixes = arguments.prefix_ids(prefix, len(images), max_length, self.tokenizer, "caption")
-        most = self._most(settings["min_length"], max_length, prefixes)
+        most = self.most_tokens(settings["min_length"], max_length, prefixes)
         key = arguments.sampling_key(seed) if sample else None
         captions = []
         for start in range(0, len(images), batch_size):
@@ -313,8 +313,19 @@ class Captioner(EncoderDecoder):
         height, width = self.encoder.grid
         return height * width
 
-    def _most(self, min_length: int, max_length: int | None, prefixes: list[list[int]]) -> int:
-        """The search's own maximum, one of a few, because each costs a compile."""
+    def most_tokens(
+        self, min_length: int = 0, max_length: int | None = None, prefixes: Sequence[list[int]] = ()
+    ) -> int:
+        """The search's own maximum, one of a few, because each costs a compile.
+
+        Args:
+            min_length: As in `caption`.
+            max_length: As in `caption`.
+            prefixes: Ids that captions must begin with.
+
+        Returns:
+            Most tokens of a caption, within the positions that the decoder has.
+        """
         most = self.max_caption_length
         needed = max([min_length, *map(len, prefixes)]) if max_length is None else max_length
         if max_length is not None or needed > most:

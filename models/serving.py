@@ -73,11 +73,12 @@ def captions(model: "Captioner", settings: dict[str, Any], heads: bool = False) 
         XLA is slow at the convolutions of large networks on a CPU.
     """
     height, width = model.encoder.grid
+    most = model.most_tokens()
 
     def serve(images: Any) -> dict[str, Any]:
         features = model.encoder.features(image_files.resize(images, model.encoder.image_size))
-        limits = tf.fill([tf.shape(features)[0]], model.max_caption_length)
-        results = _in_chunks(model, settings, heads, features, limits, lambda _: model.max_caption_length)
+        limits = tf.fill([tf.shape(features)[0]], most)
+        results = _in_chunks(model, settings, heads, features, limits, lambda _: most)
         longest, outputs = _texts(model.tokenizer, results.pop("tokens"))
         outputs["score"] = results.pop("score")
         outputs |= _without_padding(results, longest, height * width)

@@ -366,6 +366,18 @@ def test_serves_images_and_files(model, files, tmp_path):
     assert isinstance(az.load(tmp_path / "model"), Captioner)
 
 
+def test_serves_no_more_tokens_than_there_are_positions(tmp_path):
+    """The decoder's table is shorter than the model's longest caption."""
+    keras.utils.set_random_seed(4)
+    model = composed(TransformerDecoder(20, **DECODER, positions="learned", max_positions=6))
+    model.tokenizer = WhitespaceTokenizer([f"w{number}" for number in range(16)])
+    model.export(tmp_path / "model", beams=1)
+    served = tf.saved_model.load(tmp_path / "model").signatures["serving_default"]
+    found = served(images=tf.constant(IMAGES))
+    assert [text.decode() for text in found["text"].numpy()] == texts(model.caption(IMAGES, beams=1))
+    assert found["tokens"].shape[1] <= 6  # the end token included
+
+
 def test_serves_without_attention(tmp_path):
     model = composed(RNNDecoder(WORDS.vocabulary_size, 8, 8))
     model.export(tmp_path / "model", beams=1)
