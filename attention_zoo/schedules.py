@@ -75,3 +75,61 @@ class InverseSquareRootSchedule(keras.optimizers.schedules.LearningRateSchedule)
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {"peak_learning_rate": self.peak_learning_rate, "warmup_steps": self.warmup_steps}
+
+
+@keras.saving.register_keras_serializable(package="attention_zoo")
+class CooldownSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Follows another schedule, and brings the rate down to zero over the last steps of a training.
+
+        rate = learning_rate(s) * min(1, (total_steps - s) / cooldown_steps)
+
+    where s counts optimizer steps from 0, so that the last step has the last positive rate and any step
+    beyond has a rate of zero.
+
+    Args:
+        learning_rate: A rate, or a schedule.
+        cooldown_steps: Number of steps of the fall, at least 1.
+        total_steps: Number of steps of the training, at least `cooldown_steps`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> schedule = CooldownSchedule(0.5, cooldown_steps=2, total_steps=6)
+        >>> [float(schedule(step)) for step in (0, 4, 5, 6, 7)]
+        [0.5, 0.5, 0.25, 0.0, 0.0]
+
+    Reference:
+        Zhai et al. 2022, "Scaling Vision Transformers", section 3.5 (linear cooldown).
+    """
+
+    def __init__(self, learning_rate: Any, cooldown_steps: int, total_steps: int) -> None:
+        if isinstance(learning_rate, dict):  # as in a saved configuration
+            learning_rate = keras.saving.deserialize_keras_object(learning_rate)
+        if not callable(learning_rate) and learning_rate <= 0:
+            raise ValueError(
+                f"CooldownSchedule: expected a positive rate, or a schedule, received {learning_rate}"
+            )
+        if not 1 <= cooldown_steps <= total_steps:
+            raise ValueError(
+                "CooldownSchedule: expected cooldown_steps between 1 and total_steps, received "
+                f"{cooldown_steps} and {total_steps}"
+            )
+        self.learning_rate = learning_rate
+        self.cooldown_steps = cooldown_steps
+        self.total_steps = total_steps
+
+    def __call__(self, step: Any) -> Any:
+        """The rate of the optimizer step after `step` others, a float32 scalar."""
+        rate = self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
+        remaining = (self.total_steps - ops.cast(step, "float32")) / self.cooldown_steps
+        return rate * ops.clip(remaining, 0.0, 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        rate = self.learning_rate
+        return {
+            "learning_rate": keras.saving.serialize_keras_object(rate) if callable(rate) else rate,
+            "cooldown_steps": self.cooldown_steps,
+            "total_steps": self.total_steps,
+        }

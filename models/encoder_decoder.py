@@ -13,7 +13,7 @@ from keras import ops
 
 from attention_zoo.losses import MaskedCrossentropy, token_weights
 from attention_zoo.metrics import Perplexity, TokenAccuracy, TokenMetric
-from attention_zoo.models import search
+from attention_zoo.models import replicas, search
 from attention_zoo.schedules import InverseSquareRootSchedule
 
 logger = logging.getLogger("attention_zoo")
@@ -83,6 +83,7 @@ class EncoderDecoder(keras.Model):
         loss: Any = None,
         metrics: list | None = None,
         jit_compile: bool = True,
+        micro_batches: int = 1,
         **kwargs: Any,
     ) -> None:
         """Configures training; every argument has a default that suits translation.
@@ -94,32 +95,47 @@ class EncoderDecoder(keras.Model):
                 averaged over the real tokens. Default: `MaskedCrossentropy(label_smoothing=0.1)`.
             metrics: Default: `TokenAccuracy` and `Perplexity`.
             jit_compile: Whether forward and backward are compiled with XLA, on CPU too.
+            micro_batches: Parts that a batch (under tf.distribute, each replica's share) is computed in, one
+                after the other, to save memory. The update is that of the whole batch.
             **kwargs: As in `keras.Model.compile`.
 
         Raises:
-            ValueError: If `loss` is a name: Keras's named losses take probabilities, not logits.
+            ValueError: If `loss` is a name: Keras's named losses take probabilities, not logits. If a batch
+                is computed in parts (on several replicas or as micro-batches) and `loss` averages in its
+                own way, or the optimizer does what Keras cannot do then.
         """
+        if micro_batches < 1:
+            raise ValueError(f"compile: expected micro_batches of at least 1, received {micro_batches}")
         if optimizer is None:
-            optimizer = keras.optimizers.Adam(
-                InverseSquareRootSchedule(1e-3, warmup_steps=400), beta_2=0.98, global_clipnorm=1.0
-            )
+            with self.distribute_strategy.scope():
+                optimizer = keras.optimizers.Adam(
+                    InverseSquareRootSchedule(1e-3, warmup_steps=400), beta_2=0.98, global_clipnorm=1.0
+                )
         if loss is None:
             loss = MaskedCrossentropy(label_smoothing=0.1)
         if metrics is None:
-            metrics = [TokenAccuracy(), Perplexity()]
+            with self.distribute_strategy.scope():
+                metrics = [TokenAccuracy(), Perplexity()]
         # Keras's own jit would compile the optimizer too, which no tf.distribute strategy survives; and
         # its loss and metrics would need the logits outside the compiled function.
         others = [metric for metric in metrics if not isinstance(metric, TokenMetric)]
-        super().compile(optimizer=optimizer, metrics=others or None, jit_compile=False, **kwargs)
+        with self.distribute_strategy.scope():
+            super().compile(optimizer=optimizer, metrics=others or None, jit_compile=False, **kwargs)
         self._objective = _Objective(
             arguments={
-                "optimizer": optimizer, "loss": loss, "metrics": metrics, "jit_compile": jit_compile, **kwargs
+                "optimizer": optimizer, "loss": loss, "metrics": metrics, "jit_compile": jit_compile,
+                "micro_batches": micro_batches, **kwargs
             },
             loss=_loss_function(loss),
             token_metrics=[metric for metric in metrics if isinstance(metric, TokenMetric)],
             needs_logits=bool(others or kwargs.get("weighted_metrics")),
             xla=bool(jit_compile) and not self.run_eagerly,
+            micro_batches=micro_batches,
         )  # fmt: skip
+        if micro_batches > 1 or self._is_distributed:
+            _check_adds_up(loss)
+        if self._is_distributed:
+            self._prepare_optimizer()
         compiled = functools.partial(tf.function, jit_compile=True) if self._objective.xla else lambda f: f
         self._objective.forward_backward = compiled(self._gradients)
         self._objective.forward = compiled(self._evaluate)
@@ -158,21 +174,32 @@ class EncoderDecoder(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One step of training; called by `fit`."""
-        x, y, sample_weight = _unpack(data)
-        results, gradients = self._objective.forward_backward(x, y, sample_weight)
-        self.optimizer.apply(gradients, self.trainable_variables)
-        return self._update_metrics(y, sample_weight, results)
+        """One step of training; called by `fit`, and under tf.distribute by each replica."""
+        parts = replicas.split_rows(_unpack(data), self._objective.micro_batches)
+        # A mean over the tokens of a part counts as much as its share of all tokens, so that the update is
+        # the same in whatever parts the batch is computed.
+        tokens = [ops.sum(token_weights(y, sample_weight)) for _, y, sample_weight in parts]
+        all_tokens = replicas.sum_over_replicas(sum(tokens))
+        gradients = None
+        for part, count in zip(parts, tokens, strict=True):
+            share = ops.divide_no_nan(count, all_tokens)
+            results, more = self._objective.forward_backward(*part, share)
+            gradients = more if gradients is None else [a + b for a, b in zip(gradients, more, strict=True)]
+            _, y, sample_weight = part
+            logs = self._update_metrics(y, sample_weight, results)
+        # Summed before the optimizer clips them or looks for infinities, which it does on each replica.
+        self.optimizer.apply(replicas.sum_over_replicas(gradients), self.trainable_variables)
+        return logs
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """One step of evaluation; called by `evaluate`, and by `fit` for validation data."""
         x, y, sample_weight = _unpack(data)
         return self._update_metrics(y, sample_weight, self._objective.forward(x, y, sample_weight))
 
-    def _gradients(self, x: Any, y: Any, sample_weight: Any) -> tuple[dict[str, Any], list[Any]]:
+    def _gradients(self, x: Any, y: Any, sample_weight: Any, share: Any) -> tuple[dict[str, Any], list[Any]]:
         with tf.GradientTape() as tape:
             results = self._evaluate(x, y, sample_weight, training=True)
-            loss = self.optimizer.scale_loss(results["loss"])
+            loss = self.optimizer.scale_loss(results["loss"] * ops.cast(share, results["loss"].dtype))
         gradients = tape.gradient(loss, self.trainable_weights)
         # Embedding gradients come as slices, which cannot leave a compiled function.
         return results, [tf.convert_to_tensor(gradient) for gradient in gradients]
@@ -198,6 +225,114 @@ class EncoderDecoder(keras.Model):
         if self._objective.needs_logits:
             self._compile_metrics.update_state(y, results["logits"], sample_weight)
         return self.get_metrics_result()
+
+    # === Training under tf.distribute ===
+
+    def fit(self, x: Any = None, *args: Any, validation_data: Any = None, **kwargs: Any) -> Any:
+        """Trains the model, on all replicas of the strategy in whose scope it was made.
+
+        Args:
+            x: As in `keras.Model.fit`. Under a strategy, every batch of a `tf.data.Dataset` is shared out
+                among all replicas of all workers; on several workers it must be a dataset, with the same
+                batches in the same order on each of them (seed its `shuffle`).
+            *args: As in `keras.Model.fit`.
+            validation_data: Likewise.
+            **kwargs: Likewise.
+
+        Returns:
+            A `keras.callbacks.History`.
+
+        Raises:
+            ValueError: If there are several workers, and data that are no dataset.
+        """
+        return super().fit(
+            self._shared_out(x), *args, validation_data=self._shared_out(validation_data), **kwargs
+        )
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Computes loss and metrics; data, arguments and results as in `fit` and `keras.Model.evaluate`."""
+        within_fit = kwargs.get("_use_cached_eval_dataset")  # which has shared out the data already
+        return super().evaluate(x if within_fit else self._shared_out(x), *args, **kwargs)
+
+    @property
+    def _is_distributed(self) -> bool:
+        return self.distribute_strategy.num_replicas_in_sync > 1
+
+    def _shared_out(self, data: Any) -> Any:
+        """Data whose elements fall into equal parts, one for each replica.
+
+        tf.distribute splits a batch by itself, but unequally: XLA would compile each size, and a replica may
+        be left without a row.
+        """
+        if not self._is_distributed or data is None or isinstance(data, tf.distribute.DistributedDataset):
+            return data
+        if not isinstance(data, tf.data.Dataset):
+            if replicas.is_multi_worker(self.distribute_strategy):
+                raise ValueError(
+                    f"fit: expected a tf.data.Dataset on several workers, received {type(data).__name__}; "
+                    "make one that gives every worker the same batches in the same order"
+                )
+            return data
+        count = self.distribute_strategy.num_replicas_in_sync
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+        stacked = data.map(lambda *batch: {_PARTS: replicas.stack_rows(batch, count)}).with_options(options)
+        # Without fetching ahead: that begins when an iterator is made, and Keras makes one after every epoch
+        # that it throws away. Data whose order depends on the epoch would be out of step.
+        ahead = tf.distribute.InputOptions(experimental_fetch_to_device=False)
+        return self.distribute_strategy.experimental_distribute_dataset(stacked.prefetch(2), ahead)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Makes all variables before the first step, where Keras's own way fails on several workers."""
+        if not self._is_distributed:
+            super()._maybe_symbolic_build(iterator, data_batch)
+            return
+        with self.distribute_strategy.scope():
+            self.build()
+            self.optimizer.build(self.trainable_variables)
+            if self._objective.needs_logits and not self._compile_metrics.built:
+                target = ops.ones((1, 2), "int32")
+                logits = self({"source": self._smallest_source(), "target": target})
+                self._compile_metrics.build(target, logits)
+
+    def _make_function(self, step_function: Callable) -> Callable:
+        """Runs a step on all replicas; Keras's own way reduces the logs, and fails on several workers."""
+        if not self._is_distributed:
+            return super()._make_function(step_function)
+        strategy = self.distribute_strategy
+
+        def step(batch: Any) -> Any:
+            logs = strategy.run(step_function, args=(batch,))
+            # The metrics behind the logs are sums over all replicas: each has the same.
+            return keras.tree.map_structure(lambda x: strategy.experimental_local_results(x)[0], logs)
+
+        if not self.run_eagerly:
+            step = tf.function(step, reduce_retracing=True, autograph=False)
+        return lambda iterator: step(next(iter(iterator)))
+
+    def _prepare_optimizer(self) -> None:
+        """Checks that the optimizer works on several replicas, and makes it take gradients already summed."""
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if not self.distribute_strategy.extended.variable_created_in_scope(inner.iterations.value):
+            raise ValueError(
+                "compile: expected an optimizer made in the scope of the model's strategy, received one made "
+                "outside; make it under `with strategy.scope():`"
+            )
+        for name, instead in (
+            ("gradient_accumulation_steps", "compile(micro_batches=...)"),
+            ("ema_overwrite_frequency", "None, with which `fit` ends with the averages"),
+        ):
+            if getattr(inner, name):
+                raise ValueError(
+                    f"compile: expected an optimizer without {name} under a strategy with several replicas, "
+                    f"received {name}={getattr(inner, name)}; take {instead}"
+                )
+        if self.steps_per_execution != 1:
+            raise ValueError(
+                "compile: expected steps_per_execution=1 under a strategy with several replicas, received "
+                f"{self.steps_per_execution}; leave it out"
+            )
+        replicas.expect_reduced_gradients(self.optimizer)
 
     # === Search ===
 
@@ -511,6 +646,7 @@ class _Objective:
         token_metrics: list[TokenMetric],
         needs_logits: bool,
         xla: bool,
+        micro_batches: int,
     ) -> None:
         self.arguments = arguments
         self.loss = loss
@@ -518,6 +654,7 @@ class _Objective:
         self.token_metrics = token_metrics
         self.needs_logits = needs_logits
         self.xla = xla
+        self.micro_batches = micro_batches
         self.forward_backward = None
         self.forward = None
 
@@ -540,7 +677,22 @@ def _loss_function(loss: Any) -> Callable:
     return mean_over_tokens
 
 
+_PARTS = "attention_zoo_parts"  # in a batch that is shared out: (x, y) with a first axis of length 1
+
+
+def _check_adds_up(loss: Any) -> None:
+    """Raises ValueError unless the loss of a batch is known from those of its parts."""
+    if isinstance(loss, keras.losses.Loss) and not isinstance(loss, MaskedCrossentropy):
+        raise ValueError(
+            "compile: expected a loss that is averaged over the tokens where a batch is computed in parts "
+            f"(on several replicas or as micro-batches), received a {type(loss).__name__}, which averages in "
+            "its own way; take MaskedCrossentropy, or a function of (labels, logits) to (B, T)"
+        )
+
+
 def _unpack(data: Any) -> tuple[Any, Any, Any]:
+    if isinstance(data, dict) and set(data) == {_PARTS}:
+        data = keras.tree.map_structure(lambda x: tf.squeeze(x, 0), data[_PARTS])  # (1, B, ...) -> (B, ...)
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     _check_inputs(x, data)
     if y is None:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from attention_zoo._version import __version__
 from attention_zoo.models.presets import PRESETS
-from attention_zoo.training import cli
+from attention_zoo.training import cli, launcher
 from attention_zoo.training.recipe import built_in_recipes
 
 runner = CliRunner()
@@ -147,6 +147,27 @@ def test_train_missing_data(tmp_path):
     result = run("train", "multi30k_en_de_seq2seq", f"data.folder={tmp_path}")
     assert result.exit_code == 2
     assert "data.folder=FOLDER" in result.stderr
+
+
+class TestLaunch:
+    def test_arguments_reach_the_launcher(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(launcher, "launch", lambda *arguments: asked.append(arguments) or 143)
+        result = run("launch", "--workers", 2, "--", "train", "dates", "--fresh", "--workers", "a=3")
+        assert result.exit_code == 143
+        assert asked.pop() == (["train", "dates", "--fresh", "--workers", "a=3"], 2, 3)
+        run("launch", "--workers", 1, "--restarts", 0, "--", "train", "dates")
+        assert asked.pop() == (["train", "dates"], 1, 0)
+
+    @pytest.mark.parametrize("arguments", [("--workers", 2), ("--", "train"), ("--workers", 0, "train")])
+    def test_refuses(self, monkeypatch, arguments):
+        monkeypatch.setattr(launcher, "launch", None)
+        assert run("launch", *arguments).exit_code == 2
+
+    def test_cluster_is_set_already(self, monkeypatch):
+        monkeypatch.setenv("TF_CONFIG", "{}")
+        result = run("launch", "--workers", 2, "--", "train", "dates")
+        assert result.exit_code == 2 and "expected no TF_CONFIG" in result.stderr
 
 
 def test_debug_shows_the_traceback():

@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = attach(
         "evaluate_translations": "evaluation",
         "bleu_by_length": "evaluation",
         "evaluate_captions": "caption_metrics",
+        "strategy": "strategies",
         "Recipe": "recipe",
         "run": "run",
     },

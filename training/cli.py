@@ -88,6 +88,15 @@ SeedOption = Annotated[
 ]
 
 
+class StrategyName(enum.StrEnum):
+    """On what `train` trains, see `strategies.strategy`."""
+
+    auto = "auto"
+    one_device = "one_device"
+    mirrored = "mirrored"
+    multi_worker = "multi_worker"
+
+
 class HeadsPart(enum.StrEnum):
     """Which attention of a Transformer `plot --heads` draws."""
 
@@ -132,14 +141,54 @@ def train(
         bool,
         typer.Option("--fresh/--resume", help="Start over, or go on with an interrupted run of this recipe."),
     ] = False,
+    strategy: Annotated[
+        StrategyName,
+        typer.Option(help="Devices: auto takes the workers in TF_CONFIG, or several GPUs, if there are."),
+    ] = StrategyName.auto,
 ) -> None:
-    """Train, evaluate, export and draw what a recipe describes."""
+    """Train, evaluate, export and draw what a recipe describes.
+
+    Interrupted (Ctrl-C, SIGTERM, a crash), the same command goes on from the last backup.
+    """
     loaded = Recipe.load(recipe, overrides or [])
     loaded.check_requirements()
     _import_tensorflow()
     from attention_zoo.training.run import train as run_recipe
 
-    run_recipe(loaded, fresh=fresh)
+    run_recipe(loaded, fresh=fresh, strategy=strategy.value)
+
+
+@app.command(options_metavar="[OPTIONS] --")
+def launch(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="COMMAND",
+            help="What each worker runs, such as train RECIPE: all after -- is passed on as it is.",
+        ),
+    ],
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")],
+    restarts: Annotated[
+        int, typer.Option(min=0, help="How many times all may start again after the death of one.")
+    ] = 3,
+) -> None:
+    """Train in several worker processes on this machine.
+
+    For example: attention-zoo launch --workers 2 -- train dates training.epochs=3
+
+    Each worker gets its own TF_CONFIG, and its share of the processors unless TF_NUM_INTRAOP_THREADS is set.
+
+    What worker 1 writes comes out with [1] in front.
+
+    If a worker dies, all start again, from the last backup. A mistake (exit code 2) is not tried again.
+
+    With SIGTERM or Ctrl-C the workers save and leave; the exit code is 143 or 130 then.
+
+    On a cluster start "attention-zoo train" itself in every process.
+    """
+    from attention_zoo.training.launcher import launch as launch_workers
+
+    raise typer.Exit(launch_workers(arguments, workers, restarts))
 
 
 @app.command()

@@ -378,11 +378,24 @@ class Training(Settings):
     peak_learning_rate: Positive
     schedule: Literal["constant", "inverse_square_root"] = "inverse_square_root"
     warmup_steps: Count = 400
+    cooldown_epochs: Count | None = None
     label_smoothing: Rate = 0.0
     clip_norm: Positive | None = None
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = None
+    micro_batches: Count | None = None
+    backup_steps: Count | None = None
     keep: Literal["last", "best", "average"] = "last"
     average_last: Count = 5
     patience: Count | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _cooldown_fits(self) -> "Training":
+        if self.cooldown_epochs and self.cooldown_epochs > self.epochs:
+            raise ValueError(
+                f"expected cooldown_epochs of at most epochs={self.epochs}, received "
+                f"{self.cooldown_epochs}; train for longer, or cool down sooner."
+            )
+        return self
 
 
 class TranslatorTraining(Training):

@@ -27,12 +27,13 @@ from rich.console import Console
 from attention_zoo._version import __version__
 from attention_zoo.losses import MaskedCrossentropy
 from attention_zoo.models.encoder_decoder import EncoderDecoder
-from attention_zoo.schedules import InverseSquareRootSchedule
+from attention_zoo.schedules import CooldownSchedule, InverseSquareRootSchedule
+from attention_zoo.training import strategies
 from attention_zoo.training.callbacks.checkpoint_averaging import CheckpointAveraging
 from attention_zoo.training.callbacks.progress import Progress
 from attention_zoo.training.callbacks.resume import Resume
 from attention_zoo.training.captioning_task import CaptioningTask
-from attention_zoo.training.recipe import PARTS, Recipe
+from attention_zoo.training.recipe import PARTS, Recipe, Training
 from attention_zoo.training.task import Task
 from attention_zoo.training.translation_task import TranslationTask
 
@@ -43,17 +44,20 @@ RECORD = "trained_recipe.yaml"  # in the output folder: what was trained there
 TASKS: dict[str, type[Task]] = {"translation": TranslationTask, "captioning": CaptioningTask}
 
 
-def train(recipe: Recipe, fresh: bool = False) -> dict[str, Any]:
+def train(recipe: Recipe, fresh: bool = False, strategy: str = "auto") -> dict[str, Any] | None:
     """Trains, evaluates, draws and exports what a recipe describes.
 
-    A run in the folder of an interrupted one goes on where that one stopped.
+    A run in the folder of an interrupted one goes on where that one stopped. Of several workers, all train,
+    and the chief does the rest; it alone writes into the folder.
 
     Args:
         recipe: What to do.
         fresh: Whether to delete what an earlier run left in the folder, and start over.
+        strategy: On what to train, see `strategies.strategy`.
 
     Returns:
-        What is written to results.json: scores, seed, versions, seconds, command.
+        What is written to results.json: scores, seed, versions, seconds, command; None on a worker that is
+        not the chief.
 
     Raises:
         FileNotFoundError: A data file is missing.
@@ -69,16 +73,24 @@ def train(recipe: Recipe, fresh: bool = False) -> dict[str, Any]:
         ```
     """
     recipe.check_requirements()
-    console = Console()
-    with _logging_to(console):
+    devices = strategies.strategy(strategy)  # several workers must find each other before anything runs
+    chief = strategies.is_chief(devices)
+    console = Console(quiet=not chief)
+    with _logging_to(console), _precision(recipe.training.precision):
         start = time.perf_counter()
-        prepare_folder(recipe, fresh)
+        if chief:
+            prepare_folder(recipe, fresh)
+        logger.info("Devices: %s", strategies.describe(devices))
         keras.utils.set_random_seed(recipe.seed)
         task = TASKS[recipe.task](recipe, console)
         data = read_data(task)
-        model = build_model(task, data)
+        with devices.scope():
+            model = build_model(task, data)
         history = fit(task, model, data)
         trained = time.perf_counter()
+        if not chief:
+            strategies.any_worker(devices, False)  # TensorFlow takes a worker that has left for a dead one
+            return None
 
         outputs = task.predict(model, data)
         scores = task.score(data, outputs)
@@ -86,7 +98,9 @@ def train(recipe: Recipe, fresh: bool = False) -> dict[str, Any]:
         task.draw(model, data)
         reloaded = task.export(model, data, outputs)
         seconds = {"training": trained - start, "total": time.perf_counter() - start}
-        return write_results(recipe, model, history, scores, reloaded, seconds)
+        results = write_results(recipe, model, history, scores, reloaded, seconds)
+        strategies.any_worker(devices, False)
+        return results
 
 
 def prepare_folder(recipe: Recipe, fresh: bool) -> None:
@@ -126,25 +140,35 @@ def read_data(task: Task) -> Any:
 
 
 def build_model(task: Task, data: Any) -> EncoderDecoder:
-    """Builds and compiles the model; the log says what is compiled with XLA."""
+    """Builds the model."""
     model = task.build_model(data)
     logger.info("Model: %s, %s parameters", task.recipe.model.preset, f"{model.count_params():,}")
-    settings = task.recipe.training
-    rate: Any = settings.peak_learning_rate
-    if settings.schedule == "inverse_square_root":
-        rate = InverseSquareRootSchedule(rate, settings.warmup_steps)
-    model.compile(
-        optimizer=keras.optimizers.Adam(rate, beta_2=0.98, global_clipnorm=settings.clip_norm),
-        loss=MaskedCrossentropy(label_smoothing=settings.label_smoothing),
-    )
     return model
 
 
+def learning_rate(settings: Training, steps_per_epoch: int) -> Any:
+    """The rate that a recipe asks for: a number, or a schedule."""
+    rate: Any = settings.peak_learning_rate
+    if settings.schedule == "inverse_square_root":
+        rate = InverseSquareRootSchedule(rate, settings.warmup_steps)
+    if settings.cooldown_epochs:
+        cooldown_steps = settings.cooldown_epochs * steps_per_epoch
+        rate = CooldownSchedule(rate, cooldown_steps, settings.epochs * steps_per_epoch)
+    return rate
+
+
 def fit(task: Task, model: EncoderDecoder, data: Any) -> keras.callbacks.History:
-    """Trains the model, from the last backup if there is one."""
+    """Compiles the model and trains it, from the last backup if there is one."""
     recipe, settings = task.recipe, task.recipe.training
     batches, validation = task.batches(model, data)
     logger.info("Batches: %s\nXLA compiles each of these shapes when it first comes.", batches.summary())
+    rate = learning_rate(settings, batches.steps_per_epoch)
+    with model.distribute_strategy.scope():
+        model.compile(
+            optimizer=keras.optimizers.Adam(rate, beta_2=0.98, global_clipnorm=settings.clip_norm),
+            loss=MaskedCrossentropy(label_smoothing=settings.label_smoothing),
+            micro_batches=settings.micro_batches or 1,
+        )
     callbacks: list[keras.callbacks.Callback] = []
     if task.monitored:
         callbacks.append(task.score_callback(model, data))
@@ -154,7 +178,8 @@ def fit(task: Task, model: EncoderDecoder, data: Any) -> keras.callbacks.History
         callbacks.append(CheckpointAveraging(settings.average_last, folder=recipe.folder / "checkpoints"))
     progress = Progress(console=task.console)
     # Resume comes last: it saves what the others did.
-    callbacks += [progress, Resume(recipe.folder / "backup", batches, callbacks=stopping)]
+    resume = Resume(recipe.folder / "backup", batches, callbacks=stopping, every_steps=settings.backup_steps)
+    callbacks += [progress, resume]
     try:
         return model.fit(
             batches.dataset(),
@@ -169,6 +194,7 @@ def fit(task: Task, model: EncoderDecoder, data: Any) -> keras.callbacks.History
         raise
     finally:
         progress.close()
+        resume.close()
 
 
 def _early_stopping(task: Task) -> keras.callbacks.EarlyStopping:
@@ -199,6 +225,7 @@ def write_results(
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "parameters": model.count_params(),
         "compilation": model.compilation,
+        "devices": strategies.describe(model.distribute_strategy),
         "same_in_fresh_process": reloaded,
         "command": shlex.join(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -218,13 +245,15 @@ def write_results(
 def _changed_parts(recorded: Any, recipe: Recipe) -> list[str]:
     """The parts of the recipe that decide the weights, and differ from the recorded ones.
 
-    The number of epochs is none of them: a run may go on for longer, or stop sooner.
+    The number of epochs is none of them: a run may go on for longer, or stop sooner, and cool down then.
     """
     parts = ("seed", "data", "tokenizers", "model", "training")
     recorded = recorded if isinstance(recorded, dict) else {}
     recorded, wanted = _without_nulls(recorded), _without_nulls(recipe.model_dump(mode="json"))
     for settings in (recorded, wanted):
-        settings["training"] = {**settings.get("training", {}), "epochs": None}
+        settings["training"] = {**settings.get("training", {})}
+        for name in ("epochs", "cooldown_epochs"):
+            settings["training"].pop(name, None)
     return [part for part in parts if recorded.get(part) != wanted[part]]
 
 
@@ -250,6 +279,17 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _precision(policy: str | None) -> Iterator[None]:
+    """Computes in another precision for the time of a run."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy or before)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 @contextlib.contextmanager

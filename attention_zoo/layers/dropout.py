@@ -89,6 +89,10 @@ class Dropout(keras.layers.Layer):
             return ops.ones(shape, dtype)
         return ops.cast(self._keep(shape), dtype) * self._scale
 
+    def draw_seed(self) -> Any:
+        """The seed of one mask, integer (2,): another one each time, and on each replica."""
+        return random.replica_seed(self.seed_generator.next())
+
     @property
     def _scale(self) -> float:
         return 1.0 / (1.0 - self.rate) if self.rate < 1 else 0.0
@@ -97,7 +101,7 @@ class Dropout(keras.layers.Layer):
         """Draws which entries to keep: boolean, of the given shape."""
         size = functools.reduce(operator.mul, shape, 1)
         index = ops.cast(ops.arange(size, dtype="int32"), "uint32")
-        return ops.reshape(random.keep_mask(self.rate, self.seed_generator.next(), index), shape)
+        return ops.reshape(random.keep_mask(self.rate, self.draw_seed(), index), shape)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The shape of the inputs."""

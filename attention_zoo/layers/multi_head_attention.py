@@ -420,7 +420,7 @@ class MultiHeadAttention(Attention):
             mask=_by_head(mask),
             causal=causal,
             dropout=dropout,
-            seed=self.weight_dropout.seed_generator.next() if dropout else None,
+            seed=self.weight_dropout.draw_seed() if dropout else None,
         )
         if query_mask is None:
             return heads

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from attention_zoo.training.callbacks.resume import load_arrays, save_arrays
+from attention_zoo.training.strategies import broadcast, is_chief
 
 
 def average_weights(checkpoints: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
@@ -55,7 +56,8 @@ class CheckpointAveraging(keras.callbacks.Callback):
     """Gives the model, when training ends, the average of its last weights.
 
     The average lies nearer to the middle of the region that the last steps wander about in, and
-    usually translates better than the last weights. The checkpoints are plain .npz files, the arrays in
+    usually translates better than the last weights. With several workers the chief keeps the checkpoints, and
+    all get the average. The checkpoints are plain .npz files, the arrays in
     the order of `model.weights`; they survive an interruption, so that `Resume` goes on exactly.
 
     Put it before `Resume`, and after callbacks that change the weights when training ends.
@@ -102,7 +104,7 @@ class CheckpointAveraging(keras.callbacks.Callback):
         # Not in on_train_begin: `Resume` comes later in the list, and sets the step we go on from.
         if self._step is None:
             self._step = self._steps_done()
-            for path in self._checkpoints():
+            for path in self._checkpoints() if is_chief(self.model.distribute_strategy) else ():
                 if int(path.stem.removeprefix("step-")) > self._step:
                     path.unlink()
 
@@ -122,11 +124,12 @@ class CheckpointAveraging(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Gives the model the average."""
-        paths = self._checkpoints()
-        if not paths:
-            return
-        checkpoints = [list(load_arrays(path).values()) for path in paths]
-        self.model.set_weights(average_weights(checkpoints))
+        strategy, average = self.model.distribute_strategy, []
+        if is_chief(strategy) and (paths := self._checkpoints()):
+            average = average_weights([list(load_arrays(path).values()) for path in paths])
+        average = broadcast(strategy, {str(index): weight for index, weight in enumerate(average)})
+        if average:
+            self.model.set_weights(list(average.values()))
 
     def _steps_done(self) -> int:
         return int(self.model.optimizer.iterations)
@@ -136,6 +139,8 @@ class CheckpointAveraging(keras.callbacks.Callback):
         return sorted(self.folder.glob("step-*.npz"))
 
     def _save(self) -> None:
+        if not is_chief(self.model.distribute_strategy):
+            return
         arrays = {}
         for index, variable in enumerate(self.model.weights):
             value = variable.numpy()

@@ -1,0 +1,72 @@
+"""What training needs to know of tf.distribute: replicas, the sums over them, and their share of a batch.
+
+Raw TensorFlow throughout, as tf.distribute needs it.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def sum_over_replicas(values: Any) -> Any:
+    """Sums over all replicas; every replica must call it, and each gets the sums.
+
+    Args:
+        values: A nest of tensors of one replica.
+
+    Returns:
+        The nest of sums; the values themselves where there is one replica.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return values
+    flat = keras.tree.flatten(values)
+    return keras.tree.pack_sequence_as(values, context.all_reduce(tf.distribute.ReduceOp.SUM, flat))
+
+
+def split_rows(values: Any, parts: int) -> list[Any]:
+    """Splits a batch into equal parts; rows of zeros, which are padding, fill up the last ones.
+
+    Args:
+        values: A nest of tensors (B, ...) with None where there is nothing.
+        parts: Number of parts.
+
+    Returns:
+        `parts` nests of tensors (ceil(B / parts), ...).
+    """
+    if parts == 1:
+        return [values]
+    stacked = stack_rows(values, parts)
+    return [keras.tree.map_structure(lambda x: None if x is None else x[i], stacked) for i in range(parts)]  # noqa: B023
+
+
+def stack_rows(values: Any, parts: int) -> Any:
+    """Like `split_rows`, with the parts along a new first axis: (B, ...) -> (parts, ceil(B / parts), ...)."""
+
+    def stack(x: Any) -> Any:
+        if x is None:
+            return None
+        missing = -tf.shape(x)[0] % parts
+        x = tf.pad(x, [(0, missing)] + [(0, 0)] * (x.shape.rank - 1))
+        shape = tf.concat([[parts, tf.shape(x)[0] // parts], tf.shape(x)[1:]], axis=0)
+        return tf.reshape(x, shape)  # (parts, B / parts, ...)
+
+    return keras.tree.map_structure(stack, values)
+
+
+def expect_reduced_gradients(optimizer: keras.optimizers.Optimizer) -> None:
+    """Makes an optimizer take gradients that are summed over the replicas already.
+
+    Keras's own clips each replica's gradients and sums them then: that is another update than that of one
+    device. `sum_over_replicas` first, then `optimizer.apply`, is the same.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
+    inner._all_reduce_sum_gradients = list
+
+
+def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
+    """Whether other processes take part in a training."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and (
+        strategy.num_replicas_in_sync > len(strategy.extended.worker_devices)
+    )
