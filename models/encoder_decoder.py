@@ -313,7 +313,7 @@ class EncoderDecoder(keras.Model):
     def _prepare_optimizer(self) -> None:
         """Checks that the optimizer works on several replicas, and makes it take gradients already summed."""
         inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        if not self.distribute_strategy.extended.variable_created_in_scope(inner.iterations.value):
+        if not self.distribute_strategy.extended.variable_created_in_scope(inner.variables[0].value):
             raise ValueError(
                 "compile: expected an optimizer made in the scope of the model's strategy, received one made "
                 "outside; make it under `with strategy.scope():`"

@@ -3,9 +3,15 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from attention_zoo.models import Translator, WhitespaceTokenizer
 from attention_zoo.models.tokenizer import END_ID, PAD_ID, START_ID
+
+# Two devices for tests of tf.distribute, before TensorFlow looks at them; all else runs on the first.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
 
 WORDS = ["ba", "do", "fi", "ge", "ku", "la", "mo", "ni"]
 LENGTH = 6  # of every row, END included

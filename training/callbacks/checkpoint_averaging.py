@@ -132,7 +132,7 @@ class CheckpointAveraging(keras.callbacks.Callback):
             self.model.set_weights(list(average.values()))
 
     def _steps_done(self) -> int:
-        return int(self.model.optimizer.iterations)
+        return int(self.model.optimizer.iterations.numpy())
 
     def _checkpoints(self) -> list[pathlib.Path]:
         """The checkpoints, oldest first."""

@@ -111,7 +111,7 @@ class Progress(keras.callbacks.Callback):
 
     def _tokens_of_epoch(self) -> float:
         loss = next(metric for metric in self.model.metrics if metric.name == "loss")
-        return float(loss.count)
+        return float(loss.count.numpy())
 
     def _describe(self, logs: dict[str, Any], tokens: float, seconds: float) -> str:
         """Returns such as 'loss 1.23, token accuracy 0.56, 12,345 tokens/s, 1:23 left'."""

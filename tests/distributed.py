@@ -1,0 +1,152 @@
+"""Trainings that must come out the same on one device, on replicas and on workers.
+
+Imported by test_distribution.py, and run by it as a script in every worker.
+"""
+
+import os
+import pathlib
+import signal
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from attention_zoo.layers import AdditiveAttention
+from attention_zoo.models import (
+    Captioner,
+    EncoderDecoder,
+    ImageEncoder,
+    RNNDecoder,
+    RNNEncoder,
+    TransformerDecoder,
+    TransformerEncoder,
+    WhitespaceTokenizer,
+)
+from attention_zoo.models.tokenizer import END_ID, START_ID
+from attention_zoo.training import callbacks, strategies
+
+V, T, STEPS = 11, 5, 20
+WORDS = [f"w{number}" for number in range(V - 4)]
+
+
+def make_recurrent(dropout=0.0):
+    return EncoderDecoder(
+        RNNEncoder(V, 5, 4, dropout=dropout), RNNDecoder(V, 5, 6, AdditiveAttention(4), dropout=dropout)
+    )
+
+
+def make_transformer():
+    sizes = {"layers": 1, "units": 8, "num_heads": 2, "feed_forward_units": 12, "dropout": 0.0}
+    return EncoderDecoder(
+        TransformerEncoder(V, **sizes), TransformerDecoder(V, **sizes), share_embeddings=True
+    )
+
+
+def make_captioner():
+    """With the penalty, which is a sum over images in a mean over tokens."""
+    encoder = ImageEncoder("self_attention_cnn", image_size=8, widths=[4], attention_stages=1, units=5)
+    decoder = RNNDecoder(V, 5, 6, AdditiveAttention(4))
+    return Captioner(encoder, decoder, WhitespaceTokenizer(WORDS), doubly_stochastic=1.0)
+
+
+MODELS = {"recurrent": make_recurrent, "transformer": make_transformer, "captioner": make_captioner}
+WITH_XLA = ("transformer",)  # on several workers; XLA takes seconds for each model on each of them
+
+
+def make_batch(step, images=False, rows=7):
+    """Rows of uneven length; in every third batch, the second half has none."""
+    random = np.random.default_rng(step)
+    labels = np.zeros((rows, T), "int32")
+    for row in labels[: rows // 2 if step % 3 == 0 else rows]:
+        count = random.integers(1, T)
+        row[:count] = random.integers(4, V, count)
+        row[count] = END_ID
+    target = np.zeros_like(labels)
+    target[:, 1:] = np.where(labels[:, :-1] == END_ID, 0, labels[:, :-1])
+    target[labels.any(axis=1), 0] = START_ID
+    source = random.integers(0, 256, (rows, 8, 8, 3)).astype("float32") if images else labels
+    return {"source": source, "target": target}, labels
+
+
+def dataset(images=False, last=7):
+    """20 batches, the last one of its own size."""
+    rows = [*[7] * (STEPS - 1), last]
+    ids = tf.TensorSpec((None, None), tf.int32)
+    source = tf.TensorSpec((None, 8, 8, 3), tf.float32) if images else ids
+    batches = tf.data.Dataset.from_generator(
+        lambda: (make_batch(step, images, count) for step, count in enumerate(rows)),
+        output_signature=({"source": source, "target": ids}, ids),
+    )
+    return batches.apply(tf.data.experimental.assert_cardinality(STEPS))
+
+
+def train(
+    name,
+    strategy=None,
+    *,
+    epochs=1,
+    callbacks=(),
+    optimizer=None,
+    model=None,
+    xla=False,
+    short=True,
+    **arguments,
+):
+    """Returns the weights and the history; with `short` also of short batches, which XLA would compile."""
+    strategy = strategy or strategies.strategy("one_device")
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        model = (model or MODELS[name])()
+        # A norm that every step exceeds: clipping a part of a sum is not clipping the sum. And an epsilon
+        # that keeps Adam from blowing up the rounding errors of gradients that are 0, as of keys' biases.
+        make = optimizer or (lambda: keras.optimizers.Adam(0.02, epsilon=1e-4, global_clipnorm=0.1))
+        model.compile(make(), jit_compile=xla, **arguments)
+    images = name == "captioner"
+    history = model.fit(
+        dataset(images, last=3 if short else 7),
+        validation_data=dataset(images, last=4) if short else None,
+        epochs=epochs,
+        callbacks=list(callbacks),
+        verbose=0,
+        shuffle=False,
+    )
+    return [np.array(weight) for weight in model.get_weights()], history.history
+
+
+class SignalItself(keras.callbacks.Callback):
+    """Sends this process a signal after a number of optimizer steps, once: a file says that it is done."""
+
+    def __init__(self, number, step, marker):
+        super().__init__()
+        self.number, self.step, self.marker = number, step, marker
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations.numpy()) == self.step and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), self.number)
+
+
+def work(folder, interrupted):
+    """What each of two workers does."""
+    strategy = strategies.strategy("auto")
+    chief = strategies.is_chief(strategy)
+    if not interrupted:
+        for name in MODELS:
+            weights, history = train(name, strategy, xla=name in WITH_XLA, short=False)
+            if chief:
+                np.savez(folder / f"{name}.npz", *weights, np.array(history["loss"]))
+    # Each callback at its own step of three epochs, on the worker that is not the chief.
+    signals = [(signal.SIGTERM, 7), (signal.SIGKILL, STEPS + 9)] if interrupted and not chief else []
+    sent = [SignalItself(number, step, folder / f"sent-{number}") for number, step in signals]
+    averaging = callbacks.CheckpointAveraging(last=2, folder=folder / "checkpoints")
+    resume = callbacks.Resume(folder / "backup", every_steps=6)
+    weights, history = train(
+        "recurrent", strategy, epochs=3, callbacks=[*sent, averaging, resume],
+        model=lambda: make_recurrent(dropout=0.3),
+    )  # fmt: skip
+    np.savez(folder / f"end-{int(chief)}.npz", *weights, np.array(history["loss"][-1]))
+
+
+if __name__ == "__main__":
+    work(pathlib.Path(sys.argv[1]), interrupted=sys.argv[2] == "interrupted")

@@ -1,0 +1,206 @@
+"""One device, two replicas, two workers, and micro-batches: all make the same updates."""
+
+import functools
+import signal
+import sys
+
+import distributed
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from attention_zoo.layers import Dropout
+from attention_zoo.losses import MaskedCrossentropy
+from attention_zoo.models import replicas
+from attention_zoo.training import launcher, strategies
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """What training on one device gives, weights and history: computed when first asked for."""
+    return functools.cache(lambda name, short: distributed.train(name, short=short))
+
+
+@pytest.fixture(scope="module")
+def mirrored():
+    """Two replicas, on the logical devices that conftest.py makes; a process takes one such strategy."""
+    strategy = strategies.strategy("mirrored")
+    assert strategy.num_replicas_in_sync == 2
+    return strategy
+
+
+def assert_same(result, expected, tolerance=1e-5):
+    for weight, other in zip(result[0], expected[0], strict=True):
+        np.testing.assert_allclose(weight, other, atol=tolerance)
+    assert set(result[1]) == set(expected[1])
+    for name, values in result[1].items():
+        np.testing.assert_allclose(values, expected[1][name], rtol=10 * tolerance)
+
+
+@pytest.mark.parametrize("name", distributed.MODELS)
+class TestSameUpdates:
+    def test_on_two_replicas(self, one_device, mirrored, name):
+        """With XLA in each replica, which changes nothing either."""
+        result = distributed.train(name, mirrored, xla=True, short=False)
+        assert_same(result, one_device(name, short=False))
+
+    def test_of_micro_batches(self, one_device, name):
+        assert_same(distributed.train(name, micro_batches=3), one_device(name, short=True))
+
+
+def test_training_moves_the_weights(one_device):
+    """So that the comparisons say something."""
+    keras.utils.set_random_seed(1)
+    model = distributed.make_recurrent()
+    model.build()
+    before = [np.array(weight) for weight in model.weights]
+    change = [
+        np.abs(w - v).max() for w, v in zip(one_device("recurrent", short=True)[0], before, strict=True)
+    ]
+    assert min(change) > 0.01
+
+
+def test_micro_batches_on_replicas_with_averaged_weights(mirrored):
+    """What an optimizer does besides: moving averages of the weights, decay, clipping of each gradient."""
+
+    def optimizer():
+        return keras.optimizers.AdamW(0.02, weight_decay=0.1, clipnorm=0.05, use_ema=True, ema_momentum=0.9)
+
+    expected = distributed.train("recurrent", optimizer=optimizer)
+    assert_same(distributed.train("recurrent", mirrored, optimizer=optimizer, micro_batches=2), expected)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_on_replicas(mirrored, policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        expected, one = distributed.train("recurrent")
+        weights, two = distributed.train("recurrent", mirrored)
+    finally:
+        keras.config.set_dtype_policy(before)
+    # Sums in half precision depend on how the batch is cut.
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=0.02)
+    for weight, other in zip(weights, expected, strict=True):
+        assert np.mean(np.abs(weight - other)) < 0.02
+    assert any(np.abs(weight).max() > 0 for weight in weights)
+
+
+def test_replicas_drop_different_entries(mirrored):
+    with mirrored.scope():
+        dropout = Dropout(0.5, seed=1)
+
+    @tf.function
+    def masks():
+        draw = tf.function(lambda: dropout.mask((1000,)), jit_compile=True)
+        results = mirrored.run(lambda: draw())
+        return mirrored.experimental_local_results(results)
+
+    first, second = (mask.numpy() > 0 for mask in masks())
+    third, fourth = (mask.numpy() > 0 for mask in masks())
+    for one, other in ((first, second), (first, third), (second, third), (second, fourth)):
+        assert 0.4 < np.mean(one == other) < 0.6
+
+
+class TestRefusals:
+    def compile(self, strategy, optimizer=None, **arguments):
+        with strategy.scope():
+            model = distributed.make_recurrent()
+            model.compile(optimizer or keras.optimizers.Adam(), **arguments)
+
+    def test_an_optimizer_from_outside(self, mirrored):
+        with pytest.raises(ValueError, match="expected an optimizer made in the scope"):
+            self.compile(mirrored, keras.optimizers.Adam())
+
+    @pytest.mark.parametrize(
+        "arguments", [{"gradient_accumulation_steps": 2}, {"use_ema": True, "ema_overwrite_frequency": 3}]
+    )
+    def test_what_the_optimizer_cannot_do(self, mirrored, arguments):
+        with mirrored.scope():
+            optimizer = keras.optimizers.Adam(**arguments)
+        with pytest.raises(ValueError, match="expected an optimizer without"):
+            self.compile(mirrored, optimizer)
+
+    def test_several_steps_at_once(self, mirrored):
+        with pytest.raises(ValueError, match="expected steps_per_execution=1"):
+            with mirrored.scope():
+                optimizer = keras.optimizers.Adam()
+            self.compile(mirrored, optimizer, steps_per_execution=2)
+
+    def test_a_loss_that_does_not_add_up(self, mirrored):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        with pytest.raises(ValueError, match="expected a loss that is averaged over the tokens"):
+            self.compile(strategies.strategy("one_device"), loss=loss, micro_batches=2)
+        self.compile(strategies.strategy("one_device"), loss=loss)
+        self.compile(strategies.strategy("one_device"), loss=MaskedCrossentropy(), micro_batches=2)
+
+    def test_no_micro_batches(self):
+        with pytest.raises(ValueError, match="expected micro_batches of at least 1, received 0"):
+            self.compile(strategies.strategy("one_device"), micro_batches=0)
+
+
+def test_arrays_on_replicas(mirrored):
+    """Keras cuts arrays into batches itself; the last one has a row for one replica only."""
+    inputs, labels = distributed.make_batch(1)
+
+    def fit(strategy):
+        keras.utils.set_random_seed(1)
+        with strategy.scope():
+            model = distributed.make_recurrent()
+            model.compile(keras.optimizers.Adam(0.02), jit_compile=False)
+        model.fit(inputs, labels, batch_size=6, epochs=2, verbose=0, shuffle=False)
+        return [np.array(weight) for weight in model.get_weights()], {}
+
+    assert_same(fit(mirrored), fit(strategies.strategy("one_device")))
+
+
+def test_split_rows():
+    parts = replicas.split_rows((tf.range(5), None), 3)
+    assert [part[0].numpy().tolist() for part in parts] == [[0, 1], [2, 3], [4, 0]]
+    assert [part[1] for part in parts] == [None] * 3
+    values = {"a": tf.zeros((2, 3))}
+    assert replicas.split_rows(values, 1) == [values]
+
+
+# === Two workers ===
+
+
+def launch(folder, mode):
+    return launcher.launch([str(folder), mode], workers=2, command=[sys.executable, distributed.__file__])
+
+
+def end(folder, worker):
+    with np.load(folder / f"end-{worker}.npz") as file:
+        return list(file.values())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert launch(folder, "uninterrupted") == 0
+    return folder
+
+
+@pytest.mark.slow
+class TestTwoWorkers:
+    @pytest.mark.parametrize("name", distributed.MODELS)
+    def test_same_updates(self, uninterrupted, one_device, name):
+        with np.load(uninterrupted / f"{name}.npz") as file:
+            *weights, loss = file.values()
+        expected, history = one_device(name, short=False)
+        assert_same((weights, {"loss": loss}), (expected, {"loss": history["loss"]}))
+
+    def test_all_end_alike_and_only_the_chief_writes(self, uninterrupted):
+        for one, other in zip(end(uninterrupted, 0), end(uninterrupted, 1), strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert len(list((uninterrupted / "checkpoints").iterdir())) == 2
+
+    def test_stopped_and_killed_workers_end_where_uninterrupted_ones_do(self, uninterrupted, tmp_path):
+        """Dropout included. SIGTERM reaches one worker, all save; SIGKILL hits one, all start again."""
+        assert launch(tmp_path, "interrupted") == 128 + signal.SIGTERM
+        assert max(path.name for path in (tmp_path / "backup").iterdir()) == "epoch-000000.step-000000007.npz"
+        assert launch(tmp_path, "interrupted") == 0
+        assert (tmp_path / f"sent-{signal.SIGKILL}").exists()
+        for one, other in zip(end(tmp_path, 1), end(uninterrupted, 1), strict=True):
+            np.testing.assert_array_equal(one, other)
