@@ -94,7 +94,7 @@ def _workers() -> list[str]:
     try:
         cluster = json.loads(text).get("cluster", {})
         return [*cluster.get("chief", []), *cluster.get("worker", [])]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError):
         raise ValueError(
             'strategy: expected TF_CONFIG as JSON, {"cluster": {"worker": ["host:port", ...]}, "task": '
             f'{{"type": "worker", "index": 0}}}}, received {text!r}'

@@ -1,0 +1,213 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+from small_models import T, V, make_batch, make_model
+
+from attention_zoo.losses import MaskedCrossentropy
+from attention_zoo.metrics import Perplexity, TokenAccuracy
+from attention_zoo.models import EncoderDecoder, RNNDecoder, RNNEncoder
+from attention_zoo.schedules import InverseSquareRootSchedule
+
+
+def numpy_loss(model, inputs, labels):
+    """Mean over real tokens of -log softmax(logits)[label], and the number of tokens."""
+    logits = ops.convert_to_numpy(model(inputs)).astype("float64")
+    log_probabilities = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+    losses = [-log_probabilities[b, t, labels[b, t]] for b, t in np.argwhere(labels)]
+    return np.mean(losses), len(losses)
+
+
+def sum_of_squares(labels, logits):
+    return ops.mean(ops.square(logits - ops.one_hot(labels, V)), axis=-1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"jit_compile": True, "metrics": ["accuracy", TokenAccuracy()]},
+        {"run_eagerly": True, "metrics": ["accuracy", Perplexity()]},
+    ],
+    ids=["graph", "xla with the logits", "eager"],
+)
+def test_every_way_of_compiling_gives_the_same_training(arguments):
+    # Dropout is on: it draws the same masks in all of them.
+    model = make_model(dropout=0.3, **{"jit_compile": False, **arguments})
+    reference = make_model(dropout=0.3, run_eagerly=True, metrics=[])
+    for seed in range(2):
+        batch = make_batch(seed=seed)
+        model.reset_metrics(), reference.reset_metrics()
+        logs = model.train_on_batch(*batch, return_dict=True)
+        expected = reference.train_on_batch(*batch, return_dict=True)
+        np.testing.assert_allclose(logs["loss"], expected["loss"], rtol=1e-5)
+    for weight, other in zip(model.get_weights(), reference.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, other, atol=1e-5)
+
+
+def test_training_learns(training):
+    _, history = training
+    losses, accuracies = history.history["val_loss"], history.history["val_token_accuracy"]
+    assert losses[-1] < 0.5 * losses[0]
+    assert accuracies[-1] > 0.8
+    assert accuracies[-1] > accuracies[0]
+
+
+def test_default_compilation():
+    model = make_model()
+    model.compile()
+    assert isinstance(model.optimizer, keras.optimizers.Adam)
+    assert isinstance(model.optimizer._learning_rate, InverseSquareRootSchedule)
+    assert model.get_compile_config()["jit_compile"] is True
+    assert [metric.name for metric in model.metrics] == ["loss", "token_accuracy", "perplexity"]
+
+
+def test_it_says_what_is_compiled(caplog):
+    assert make_model().compilation.startswith("compiled with XLA: search;")
+    assert make_model(jit_compile=False).compilation.startswith("compiled with XLA: search;")
+    assert make_model(run_eagerly=True).compilation.startswith("compiled with XLA: search;")
+    with caplog.at_level("INFO", "attention_zoo"):
+        model = make_model(jit_compile=True)
+    assert model.compilation.startswith("compiled with XLA: forward, backward, metrics, search;")
+    assert model.compilation in caplog.text
+
+
+def test_loss_of_an_epoch_is_the_mean_over_its_tokens():
+    model = make_model(loss=MaskedCrossentropy(), jit_compile=False)
+    batches = [make_batch(rows=2, seed=1), make_batch(rows=9, seed=2)]
+    (loss, count), (other, other_count) = (numpy_loss(model, *batch) for batch in batches)
+    assert count != other_count
+    dataset = tf.data.Dataset.from_generator(
+        lambda: iter(batches),
+        output_signature=(
+            {name: tf.TensorSpec((None, T), tf.int32) for name in ("source", "target")},
+            tf.TensorSpec((None, T), tf.int32),
+        ),
+    )
+    logs = model.evaluate(dataset, verbose=0, return_dict=True)
+    expected = (count * loss + other_count * other) / (count + other_count)
+    np.testing.assert_allclose(logs["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(logs["perplexity"], np.exp(expected), rtol=1e-5)
+
+
+def test_sample_weights_make_a_weighted_mean():
+    model = make_model(loss=MaskedCrossentropy(), jit_compile=False)
+    inputs, labels = make_batch(rows=5)
+    weights = np.array([1, 0, 0, 0, 0], "float32")
+    loss, _ = numpy_loss(model, {name: x[:1] for name, x in inputs.items()}, labels[:1])
+    # In batches of 2, of which all but the first weigh nothing.
+    logs = model.evaluate(inputs, labels, sample_weight=weights, batch_size=2, verbose=0, return_dict=True)
+    np.testing.assert_allclose(logs["loss"], loss, rtol=1e-5)
+
+
+def test_own_loss_function_is_averaged_over_real_tokens():
+    model = make_model(loss=sum_of_squares, metrics=[], run_eagerly=True)
+    inputs, labels = make_batch()
+    logits = ops.convert_to_numpy(model(inputs))
+    expected = np.mean((logits - np.eye(V)[labels]) ** 2, axis=-1)[labels != 0].mean()
+    np.testing.assert_allclose(
+        model.test_on_batch(inputs, labels, return_dict=True)["loss"], expected, rtol=1e-5
+    )
+
+
+def test_own_loss_object_decides_for_itself():
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    model = make_model(loss=loss, metrics=[], run_eagerly=True)
+    inputs, labels = make_batch()
+    expected = float(loss(labels, model(inputs)))
+    np.testing.assert_allclose(
+        model.test_on_batch(inputs, labels, return_dict=True)["loss"], expected, rtol=1e-6
+    )
+
+
+def test_name_of_a_loss_is_refused():
+    with pytest.raises(ValueError, match="loss object or function, received the name 'mse'"):
+        make_model().compile(loss="mse")
+
+
+def test_losses_of_layers_are_added():
+    model = make_model(loss=MaskedCrossentropy(), metrics=[], run_eagerly=True)
+    batch = make_batch()
+    loss = model.test_on_batch(*batch, return_dict=True)["loss"]
+    model.encoder.embedding.embeddings.regularizer = keras.regularizers.L2(0.5)
+    model.reset_metrics()
+    penalty = 0.5 * np.sum(ops.convert_to_numpy(model.encoder.embedding.embeddings) ** 2)
+    with_penalty = model.test_on_batch(*batch, return_dict=True)["loss"]
+    np.testing.assert_allclose(with_penalty, loss + penalty, rtol=1e-5)
+
+
+def test_plain_and_weighted_keras_metrics():
+    model = make_model(
+        run_eagerly=True,
+        metrics=["accuracy"],
+        weighted_metrics=[keras.metrics.SparseCategoricalAccuracy("mine")],
+    )
+    inputs, labels = make_batch()
+    right = ops.convert_to_numpy(ops.argmax(model(inputs), axis=-1)) == labels
+    logs = model.evaluate(
+        inputs, labels, sample_weight=(labels != 0).astype("float32"), verbose=0, return_dict=True
+    )
+    np.testing.assert_allclose(logs["accuracy"], right.mean(), rtol=1e-6)
+    np.testing.assert_allclose(logs["mine"], right[labels != 0].mean(), rtol=1e-6)
+
+
+def test_keras_callbacks(tmp_path):
+    model = make_model(run_eagerly=True)
+    checkpoint = tmp_path / "best.keras"
+    history = model.fit(
+        *make_batch(rows=12),
+        validation_data=make_batch(seed=5),
+        epochs=4,
+        verbose=0,
+        callbacks=[
+            keras.callbacks.EarlyStopping(
+                monitor="val_loss", min_delta=1e9, patience=1, restore_best_weights=True
+            ),
+            keras.callbacks.ModelCheckpoint(checkpoint, monitor="val_token_accuracy", mode="max"),
+            keras.callbacks.ReduceLROnPlateau(monitor="loss", patience=1),
+            keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+            keras.callbacks.TerminateOnNaN(),
+        ],
+    )
+    assert len(history.epoch) == 2  # nothing improves by 1e9
+    names = {"loss", "token_accuracy", "perplexity"}
+    assert set(history.history) == {*names, *(f"val_{name}" for name in names), "learning_rate"}
+    header, *rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert header.split(",")[0] == "epoch"
+    assert len(rows) == 2
+    assert keras.saving.load_model(checkpoint).compiled
+
+
+def test_fit_builds_the_model():
+    model = EncoderDecoder(RNNEncoder(V, 5, 4), RNNDecoder(V, 5, 6))
+    model.compile(run_eagerly=True)
+    model.fit(*make_batch(), verbose=0)
+    assert model.built
+    assert model.count_params() == make_model(attention=False).count_params()
+
+
+@pytest.mark.parametrize("metrics", [None, ["accuracy"]], ids=["ours", "plain"])
+@pytest.mark.parametrize("wrong", ["no labels", "tuple", "no target", "labels of another length"])
+def test_wrong_batches_are_explained(wrong, metrics):
+    model = make_model(jit_compile=False, metrics=metrics)
+    inputs, labels = make_batch()
+    batch = {
+        "no labels": (inputs,),
+        "tuple": ((inputs["source"], inputs["target"]), labels),
+        "no target": ({"source": inputs["source"]}, labels),
+        "labels of another length": (inputs, labels[:, :-1]),
+    }[wrong]
+    with pytest.raises(ValueError, match=r"expected batches of \(\{\"source\""):
+        model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains(dtype):
+    model = make_model(dtype=dtype, run_eagerly=True, optimizer=keras.optimizers.Adam(0.05))
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (dtype == "mixed_float16")
+    batch = make_batch(rows=16)
+    before, *_, after = model.fit(*batch, batch_size=16, epochs=6, verbose=0).history["loss"]
+    assert after < before - 0.1
+    assert all(weight.dtype == "float32" for weight in model.get_weights())
