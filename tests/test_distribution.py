@@ -12,14 +12,13 @@ import tensorflow as tf
 
 from attention_zoo.layers import Dropout
 from attention_zoo.losses import MaskedCrossentropy
-from attention_zoo.models import replicas
 from attention_zoo.training import launcher, strategies
 
 
 @pytest.fixture(scope="module")
 def one_device():
     """What training on one device gives, weights and history: computed when first asked for."""
-    return functools.cache(lambda name, short: distributed.train(name, short=short))
+    return functools.cache(lambda name: distributed.train(name, short=False))
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +42,10 @@ class TestSameUpdates:
     def test_on_two_replicas(self, one_device, mirrored, name):
         """With XLA in each replica, which changes nothing either."""
         result = distributed.train(name, mirrored, xla=True, short=False)
-        assert_same(result, one_device(name, short=False))
+        assert_same(result, one_device(name))
 
     def test_of_micro_batches(self, one_device, name):
-        assert_same(distributed.train(name, micro_batches=3), one_device(name, short=True))
+        assert_same(distributed.train(name, micro_batches=3, short=False), one_device(name))
 
 
 def test_training_moves_the_weights(one_device):
@@ -55,9 +54,7 @@ def test_training_moves_the_weights(one_device):
     model = distributed.make_recurrent()
     model.build()
     before = [np.array(weight) for weight in model.weights]
-    change = [
-        np.abs(w - v).max() for w, v in zip(one_device("recurrent", short=True)[0], before, strict=True)
-    ]
+    change = [np.abs(w - v).max() for w, v in zip(one_device("recurrent")[0], before, strict=True)]
     assert min(change) > 0.01
 
 
@@ -67,8 +64,8 @@ def test_micro_batches_on_replicas_with_averaged_weights(mirrored):
     def optimizer():
         return keras.optimizers.AdamW(0.02, weight_decay=0.1, clipnorm=0.05, use_ema=True, ema_momentum=0.9)
 
-    expected = distributed.train("recurrent", optimizer=optimizer)
-    assert_same(distributed.train("recurrent", mirrored, optimizer=optimizer, micro_batches=2), expected)
+    expected = distributed.train("transformer", optimizer=optimizer)
+    assert_same(distributed.train("transformer", mirrored, optimizer=optimizer, micro_batches=2), expected)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -76,8 +73,8 @@ def test_mixed_precision_on_replicas(mirrored, policy):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        expected, one = distributed.train("recurrent")
-        weights, two = distributed.train("recurrent", mirrored)
+        expected, one = distributed.train("transformer", short=False)
+        weights, two = distributed.train("transformer", mirrored, short=False)
     finally:
         keras.config.set_dtype_policy(before)
     # Sums in half precision depend on how the batch is cut.
@@ -147,20 +144,12 @@ def test_arrays_on_replicas(mirrored):
     def fit(strategy):
         keras.utils.set_random_seed(1)
         with strategy.scope():
-            model = distributed.make_recurrent()
-            model.compile(keras.optimizers.Adam(0.02), jit_compile=False)
+            model = distributed.make_transformer()
+            model.compile(keras.optimizers.Adam(0.02, epsilon=1e-4), jit_compile=False)
         model.fit(inputs, labels, batch_size=6, epochs=2, verbose=0, shuffle=False)
         return [np.array(weight) for weight in model.get_weights()], {}
 
     assert_same(fit(mirrored), fit(strategies.strategy("one_device")))
-
-
-def test_split_rows():
-    parts = replicas.split_rows((tf.range(5), None), 3)
-    assert [part[0].numpy().tolist() for part in parts] == [[0, 1], [2, 3], [4, 0]]
-    assert [part[1] for part in parts] == [None] * 3
-    values = {"a": tf.zeros((2, 3))}
-    assert replicas.split_rows(values, 1) == [values]
 
 
 # === Two workers ===
@@ -188,7 +177,7 @@ class TestTwoWorkers:
     def test_same_updates(self, uninterrupted, one_device, name):
         with np.load(uninterrupted / f"{name}.npz") as file:
             *weights, loss = file.values()
-        expected, history = one_device(name, short=False)
+        expected, history = one_device(name)
         assert_same((weights, {"loss": loss}), (expected, {"loss": history["loss"]}))
 
     def test_all_end_alike_and_only_the_chief_writes(self, uninterrupted):

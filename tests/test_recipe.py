@@ -130,6 +130,14 @@ def test_wrong_top_level_key(path):
         ("training.epochs=0", "training.epochs: expected greater than 0, received 0"),
         ("training.epochs=true", "training.epochs: expected a valid integer, received True"),
         ("training.schedule=constan", "Did you mean 'constant'?"),
+        ("training.cooldown_epochs=0", "training.cooldown_epochs: expected greater than 0, received 0"),
+        (
+            "training.cooldown_epochs=3",
+            "training: expected cooldown_epochs of at most epochs=2, received 3; train for longer",
+        ),
+        ("training.precision=float16", "expected 'float32', 'mixed_bfloat16' or 'mixed_float16', received"),
+        ("training.micro_batches=0", "training.micro_batches: expected greater than 0, received 0"),
+        ("training.backup_steps=0", "training.backup_steps: expected greater than 0, received 0"),
         ("data.kind=text_fils", "or coco, received 'text_fils'. Did you mean 'text_files'?"),
         ("data=null", "data: expected"),
         ("data={}", "data: expected the key 'kind'"),
@@ -145,6 +153,12 @@ def test_wrong_top_level_key(path):
 )
 def test_wrong_value(path, override, message):
     assert message in load_error(path, override)
+
+
+def test_cooldown_over_all_epochs(path):
+    assert Recipe.load(path, ["training.cooldown_epochs=2"]).training.cooldown_epochs == 2
+    loaded = Recipe.load(path, ["training.epochs=3", "training.cooldown_epochs=3"])
+    assert (loaded.training.epochs, loaded.training.cooldown_epochs) == (3, 3)
 
 
 def test_all_mistakes_are_told_at_once(path):

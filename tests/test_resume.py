@@ -1,9 +1,11 @@
+import json
 import logging
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from attention_zoo.training.callbacks.checkpoint_averaging import CheckpointAveraging
-from attention_zoo.training.callbacks.resume import Resume
+from attention_zoo.training.callbacks.resume import Resume, load_arrays, save_arrays
 
 EPOCHS, STEPS = 5, 4
 
@@ -39,7 +41,27 @@ class KillItself(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_model(seed=1, units=4, dtype="float32"):
+class AfterStep(keras.callbacks.Callback):
+    """Does something after an optimizer step, before `Resume`, which comes later in the list, sees it."""
+
+    def __init__(self, step, action):
+        super().__init__()
+        self.step, self.action = step, action
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == self.step:
+            self.action()
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def terminate(*arguments):
+    signal.raise_signal(signal.SIGTERM)
+
+
+def make_model(seed=1, units=4, dtype="float32", **compilation):
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [
@@ -49,7 +71,7 @@ def make_model(seed=1, units=4, dtype="float32"):
             keras.layers.Dense(1, dtype=dtype),
         ]
     )
-    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.compile(keras.optimizers.Adam(0.01), "mse", **compilation)
     return model
 
 
@@ -68,6 +90,13 @@ def assert_same_state(model, other):
     mine, others = (each.variables + each.optimizer.variables for each in (model, other))
     for variable, value in zip(mine, others, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value.numpy(), err_msg=variable.path)
+
+
+def assert_same_end(model, uninterrupted, epochs):
+    """The state, and what the last `epochs` epochs logged."""
+    assert_same_state(model, uninterrupted)
+    expected = {name: values[-epochs:] for name, values in uninterrupted.history.history.items()}
+    assert model.history.history == expected
 
 
 def backups(folder):
@@ -141,6 +170,197 @@ class TestExactResume:
         model.fit(batches.dataset(), epochs=2, verbose=0, callbacks=[look, Resume(tmp_path, batches)])
         model.fit(batches.dataset(), epochs=3, verbose=0, callbacks=[look, Resume(tmp_path, batches)])
         assert seen == [0] * STEPS + [1] * STEPS + [2] * STEPS
+
+
+class TestWithinAnEpoch:
+    @pytest.mark.parametrize(
+        ("every_steps", "killed_after", "expected"),
+        [
+            (3, STEPS + 4, ["epoch-000001.npz", "epoch-000001.step-000000003.npz"]),
+            (1, STEPS + 4, ["epoch-000001.step-000000002.npz", "epoch-000001.step-000000003.npz"]),
+            (2, 3, ["epoch-000000.step-000000002.npz"]),
+        ],
+    )
+    def test_goes_on_at_the_same_batch(self, every_steps, killed_after, expected, tmp_path, uninterrupted):
+        options = {"every_steps": every_steps}
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, AfterStep(killed_after, interrupt), resume_options=options)
+        assert backups(tmp_path) == expected
+        model, epochs = train(tmp_path, model=make_model(seed=2), resume_options=options)
+        # The loss of the first of them is that of all its batches, also of those before the backup.
+        assert_same_end(model, uninterrupted, len(epochs))
+        assert epochs[0] == (killed_after - 1) // STEPS
+
+    def test_killed_after_the_last_batch_of_an_epoch(self, tmp_path, uninterrupted):
+        """As in its validation: no batch is left, but the end of the epoch comes once more."""
+        killer = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: epoch == 1 and interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, killer, resume_options={"every_steps": 2})
+        assert backups(tmp_path)[-1] == "epoch-000001.step-000000004.npz"
+        model, epochs = train(tmp_path, model=make_model(seed=2))
+        assert epochs == [1, 2, 3, 4]
+        assert_same_end(model, uninterrupted, 4)
+
+    @pytest.mark.parametrize(
+        ("every_steps", "killed_in", "steps"),
+        [(1, "on_train_batch_end", 2), (3, "on_epoch_end", 4)],  # 3 is never seen, 4 is the first beyond
+    )
+    def test_several_steps_at_once(self, every_steps, killed_in, steps, tmp_path, uninterrupted):
+        def kill(number, logs):
+            if int(model.optimizer.iterations) == 2 * STEPS:
+                interrupt()
+
+        model = make_model(steps_per_execution=2)
+        options = {"every_steps": every_steps}
+        with pytest.raises(KeyboardInterrupt):
+            killer = keras.callbacks.LambdaCallback(**{killed_in: kill})
+            train(tmp_path, killer, model=model, resume_options=options)
+        assert backups(tmp_path)[-1] == f"epoch-000001.step-{steps:09d}.npz"
+        model, epochs = train(
+            tmp_path, model=make_model(seed=2, steps_per_execution=2), resume_options=options
+        )
+        assert epochs == [1, 2, 3, 4]
+        assert_same_end(model, uninterrupted, 4)
+
+    def test_backups_of_older_versions_know_no_batches(self, tmp_path, uninterrupted):
+        train(tmp_path, epochs=2)
+        for path in (tmp_path / "backup").iterdir():
+            arrays = load_arrays(path)
+            state = json.loads(str(arrays.pop("state")))
+            assert state.pop("steps") == 0
+            arrays = {name: array for name, array in arrays.items() if not name.startswith("metric/")}
+            save_arrays(path, arrays | {"state": np.array(json.dumps(state))})
+        model, epochs = train(tmp_path, model=make_model(seed=2))
+        assert epochs == [2, 3, 4]
+        assert_same_end(model, uninterrupted, 3)
+
+    def test_metrics_that_are_made_in_the_first_step(self, tmp_path, caplog):
+        """Keras's named ones do not exist yet when they would have to be restored; the rest is exact."""
+
+        def make(seed):
+            return make_model(seed, metrics=["mae"])
+
+        expected, _ = train(tmp_path / "whole", model=make(1))
+        options = {"every_steps": 3}
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, AfterStep(STEPS + 4, interrupt), model=make(1), resume_options=options)
+        model, _ = train(tmp_path, model=make(2), resume_options=options)
+        assert_same_state(model, expected)
+        assert "the metrics of this epoch count from here on" in caplog.text
+
+    def test_interrupted_while_batches_are_left_out(self, tmp_path, uninterrupted):
+        options = {"every_steps": 3}
+        model = make_model()
+        for step in (STEPS + 4, STEPS + 3):  # the second time, after the first batch that is left out
+            with pytest.raises(KeyboardInterrupt):
+                train(tmp_path, AfterStep(step, interrupt), model=model, resume_options=options)
+        model, epochs = train(tmp_path, model=model, resume_options=options)
+        assert_same_end(model, uninterrupted, len(epochs))
+
+    @pytest.mark.parametrize("every_steps", [0, -1])
+    def test_bad_number_of_steps(self, every_steps, tmp_path):
+        with pytest.raises(ValueError, match=f"every_steps of at least 1, received {every_steps}"):
+            Resume(tmp_path, every_steps=every_steps)
+
+
+@pytest.fixture
+def received():
+    """What a handler of SIGTERM that was there before got; it takes the place of one that ends pytest."""
+    signals = []
+
+    def handler(number, frame):
+        signals.append(number)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    yield signals
+    restored = signal.signal(signal.SIGTERM, before)
+    assert restored is handler  # every test gives it back
+
+
+class TestTermination:
+    def stop(self, folder, *callbacks, model=None):
+        """Trains until SIGTERM ends it."""
+        with pytest.raises(SystemExit) as left:
+            train(folder, *callbacks, model=model)
+        assert left.value.code == 143
+
+    @pytest.mark.parametrize("batch", [2, STEPS])
+    def test_ends_after_the_batch_and_goes_on_there(self, batch, tmp_path, uninterrupted, received, caplog):
+        self.stop(tmp_path, AfterStep(STEPS + batch, terminate))
+        assert f"told to stop, with a backup in {tmp_path / 'backup'}" in caplog.text
+        assert received == []
+        assert backups(tmp_path) == ["epoch-000001.npz", f"epoch-000001.step-{batch:09d}.npz"]
+        model, epochs = train(tmp_path, model=make_model(seed=2))
+        assert epochs == [1, 2, 3, 4]
+        assert_same_end(model, uninterrupted, 4)
+
+    def test_while_batches_are_left_out(self, tmp_path, uninterrupted, received):
+        self.stop(tmp_path, AfterStep(STEPS + 3, terminate))
+        names = backups(tmp_path)
+        # The optimizer has made these steps from the beginning, so this is the first batch of three.
+        seen = []
+        look = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))
+        self.stop(tmp_path, look, AfterStep(STEPS + 3, terminate), model=make_model(seed=2))
+        assert seen == [0]
+        assert backups(tmp_path) == names
+        model, epochs = train(tmp_path, model=make_model(seed=3))
+        assert_same_end(model, uninterrupted, len(epochs))
+
+    def test_the_second_one_is_for_the_handler_before(self, tmp_path, received):
+        def terminate_twice():
+            terminate()
+            assert received == []
+            terminate()
+            assert received == [signal.SIGTERM]
+
+        self.stop(tmp_path, AfterStep(2, terminate_twice))
+
+    def test_after_the_last_batch_is_not_lost(self, tmp_path, received):
+        late = keras.callbacks.LambdaCallback(on_epoch_end=terminate)  # as in the last validation
+        with pytest.raises(SystemExit) as left:
+            train(tmp_path, late, epochs=1)
+        assert left.value.code == 128 + signal.SIGTERM
+        assert backups(tmp_path) == ["epoch-000001.npz"]
+
+    def test_after_the_last_backup_does_what_it_did_before(self, tmp_path, received):
+        late = keras.callbacks.LambdaCallback(on_train_end=terminate)
+        train(tmp_path, late, epochs=1)
+        assert received == [signal.SIGTERM]
+
+    def test_is_given_back_at_the_end_and_by_close(self, tmp_path, received):
+        before = signal.getsignal(signal.SIGTERM)
+        model, resume = make_model(), Resume(tmp_path)
+        options = {"verbose": 0, "shuffle": False}
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(Batches().dataset(), callbacks=[AfterStep(1, interrupt), resume], **options)
+        assert signal.getsignal(signal.SIGTERM) is not before
+        model.fit(Batches().dataset(), callbacks=[resume], **options)
+        assert signal.getsignal(signal.SIGTERM) is before
+        interrupter = AfterStep(int(model.optimizer.iterations) + 1, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(Batches().dataset(), epochs=2, callbacks=[interrupter, resume], **options)
+        assert signal.getsignal(signal.SIGTERM) is not before
+        for _ in range(2):
+            resume.close()
+            assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_of_one_fit_does_not_stop_the_next(self, tmp_path, received):
+        model, resume = make_model(), Resume(tmp_path)
+        options = {"verbose": 0, "shuffle": False}
+        with pytest.raises(SystemExit):
+            model.fit(Batches().dataset(), callbacks=[AfterStep(1, terminate), resume], **options)
+        assert model.fit(Batches().dataset(), callbacks=[resume], **options).epoch == [0]
+
+    def test_is_not_listened_for_in_other_threads(self, tmp_path, received):
+        """Python does not allow it; the training itself works."""
+        before, results, handlers = signal.getsignal(signal.SIGTERM), [], []
+        look = AfterStep(1, lambda: handlers.append(signal.getsignal(signal.SIGTERM)))
+        thread = threading.Thread(target=lambda: results.append(train(tmp_path, look, epochs=2)))
+        thread.start()
+        thread.join()
+        assert [epochs for _, epochs in results] == [[0, 1]]
+        assert handlers == [before]
+        assert backups(tmp_path) == ["epoch-000001.npz", "epoch-000002.npz"]
 
 
 class TestComplete:

@@ -2,11 +2,15 @@ import json
 import logging
 import sys
 
+import keras
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
 
+from attention_zoo.schedules import CooldownSchedule, InverseSquareRootSchedule
 from attention_zoo.training import Recipe, run
+from attention_zoo.training.callbacks.resume import Resume
 from attention_zoo.training.task import SAMPLES
 
 # Two epochs of almost nothing: it learns no dates, but passes through every part of a run.
@@ -76,12 +80,37 @@ class TestFolder:
         run.prepare_folder(load(tmp_path), fresh=False)
         run.prepare_folder(load(tmp_path, "search.beams=3", "training.epochs=9"), fresh=False)
 
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            ["training.cooldown_epochs=1"],
+            ["training.cooldown_epochs=2"],
+            ["training.epochs=9", "training.cooldown_epochs=5"],
+            ["training.epochs=1"],
+        ],
+    )
+    def test_epochs_and_cooldown_may_change(self, tmp_path, overrides):
+        """In both directions: a cooldown may come, go or change."""
+        run.prepare_folder(load(tmp_path), fresh=False)
+        run.prepare_folder(load(tmp_path, *overrides), fresh=False)
+        run.prepare_folder(load(tmp_path), fresh=False)
+
+    @pytest.mark.parametrize(
+        "override", ["training.micro_batches=2", "training.precision=mixed_bfloat16", "training.keep=last"]
+    )
+    def test_what_decides_the_weights_may_not_change(self, tmp_path, override):
+        """Micro-batches do: each draws dropout masks of its own."""
+        run.prepare_folder(load(tmp_path), fresh=False)
+        with pytest.raises(ValueError, match="with other training; start over"):
+            run.prepare_folder(load(tmp_path, override), fresh=False)
+
     def test_records_of_older_versions_lack_keys_that_are_null(self, tmp_path):
         recipe = load(tmp_path)
         run.prepare_folder(recipe, fresh=False)
         record = yaml.safe_load((recipe.folder / run.RECORD).read_text())
         assert record["model"]["encoder"].pop("equal_start", "absent") is None
-        assert record["training"].pop("clip_norm", "absent") is None
+        for name in ("clip_norm", "cooldown_epochs", "precision", "micro_batches", "backup_steps"):
+            assert record["training"].pop(name, "absent") is None
         (recipe.folder / run.RECORD).write_text(yaml.safe_dump(record))
         run.prepare_folder(recipe, fresh=False)
         with pytest.raises(ValueError, match="with other model; start over"):
@@ -104,6 +133,80 @@ class TestFolder:
         with pytest.raises(ValueError, match="which holds other things"):
             run.prepare_folder(recipe, fresh=fresh)
         assert [path.name for path in recipe.folder.iterdir()] == ["thesis.tex"]
+
+
+class TestLearningRate:
+    def rate(self, folder, *overrides):
+        return run.learning_rate(load(folder, *overrides).training, steps_per_epoch=7)
+
+    def test_constant(self, tmp_path):
+        assert self.rate(tmp_path, "training.schedule=constant") == 0.01
+
+    def test_schedule(self, tmp_path):
+        rate = self.rate(tmp_path, "training.warmup_steps=5")
+        assert isinstance(rate, InverseSquareRootSchedule)
+        assert rate.get_config() == {"peak_learning_rate": 0.01, "warmup_steps": 5}
+
+    @pytest.mark.parametrize("schedule", ["constant", "inverse_square_root"])
+    def test_cooldown(self, schedule, tmp_path):
+        overrides = [f"training.schedule={schedule}", "training.warmup_steps=5"]
+        without = self.rate(tmp_path, *overrides)
+        rate = self.rate(tmp_path, *overrides, "training.epochs=5", "training.cooldown_epochs=2")
+        assert isinstance(rate, CooldownSchedule)
+        assert (rate.cooldown_steps, rate.total_steps) == (2 * 7, 5 * 7)
+        # Of 35 steps, the last 14 cool down; after 28 half of the rate is left.
+        for step, part in {0: 1, 20: 1, 21: 1, 28: 1 / 2, 34: 1 / 14, 35: 0}.items():
+            expected = part * (without if schedule == "constant" else float(without(step)))
+            np.testing.assert_allclose(float(rate(step)), expected, rtol=1e-6)
+
+    @pytest.mark.parametrize("first", [[], ["training.cooldown_epochs=1"]])
+    def test_a_cooldown_may_come_and_go(self, first, tmp_path):
+        """As `prepare_folder` allows."""
+        second = ["training.epochs=3", *([] if first else ["training.cooldown_epochs=1"])]
+        for overrides, epochs in ((first, [0, 1]), (second, [2])):
+            settings = load(tmp_path, *overrides).training
+            model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+            model.compile(keras.optimizers.Adam(run.learning_rate(settings, steps_per_epoch=1)), "mse")
+            history = model.fit(
+                np.ones([4, 2]), np.ones([4, 1]), epochs=settings.epochs, verbose=0,
+                callbacks=[Resume(tmp_path / "backup")],
+            )  # fmt: skip
+            assert history.epoch == epochs
+
+    def test_a_cooldown_of_a_constant_rate_may_not(self, tmp_path):
+        """The optimizer has a variable for a constant rate, and none for others."""
+        run.prepare_folder(load(tmp_path, "training.schedule=constant"), fresh=False)
+        with pytest.raises(ValueError, match="received one with other training"):
+            changed = load(tmp_path, "training.schedule=constant", "training.cooldown_epochs=1")
+            run.prepare_folder(changed, fresh=False)
+
+
+class TestPrecision:
+    @pytest.fixture
+    def policy(self):
+        """One that is not the default, to see that it comes back."""
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("float64")
+        yield "float64"
+        keras.config.set_dtype_policy(before)
+
+    @pytest.mark.parametrize("name", ["float32", "mixed_bfloat16", "mixed_float16"])
+    def test_for_the_time_of_a_run(self, name, policy):
+        with run._precision(name):
+            assert keras.config.dtype_policy().name == name
+            assert keras.layers.Dense(1).dtype_policy.name == name
+        assert keras.config.dtype_policy().name == policy
+
+    def test_none_changes_nothing(self, policy):
+        with run._precision(None):
+            assert keras.config.dtype_policy().name == policy
+        assert keras.config.dtype_policy().name == policy
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+    def test_comes_back_after_an_error(self, error, policy):
+        with pytest.raises(error), run._precision("mixed_float16"):
+            raise error
+        assert keras.config.dtype_policy().name == policy
 
 
 def test_log_of_a_run_is_told_once(capsys):

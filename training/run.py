@@ -252,8 +252,11 @@ def _changed_parts(recorded: Any, recipe: Recipe) -> list[str]:
     recorded, wanted = _without_nulls(recorded), _without_nulls(recipe.model_dump(mode="json"))
     for settings in (recorded, wanted):
         settings["training"] = {**settings.get("training", {})}
-        for name in ("epochs", "cooldown_epochs"):
+        for name in ("epochs", "backup_steps"):
             settings["training"].pop(name, None)
+        # The optimizer of a constant rate has a variable for it, which the backup of another one lacks.
+        if settings["training"].get("schedule") != "constant":
+            settings["training"].pop("cooldown_epochs", None)
     return [part for part in parts if recorded.get(part) != wanted[part]]
 
 

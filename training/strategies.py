@@ -93,7 +93,10 @@ def _workers() -> list[str]:
     text = os.environ.get("TF_CONFIG") or "{}"
     try:
         cluster = json.loads(text).get("cluster", {})
-        return [*cluster.get("chief", []), *cluster.get("worker", [])]
+        chiefs, workers = cluster.get("chief", []), cluster.get("worker", [])
+        if not isinstance(chiefs, list) or not isinstance(workers, list):
+            raise TypeError
+        return [*chiefs, *workers]
     except (ValueError, AttributeError, TypeError):
         raise ValueError(
             'strategy: expected TF_CONFIG as JSON, {"cluster": {"worker": ["host:port", ...]}, "task": '

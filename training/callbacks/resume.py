@@ -100,6 +100,8 @@ class Resume(keras.callbacks.Callback):
         self.model.optimizer.build(self.model.trainable_variables)  # does nothing the second time
         arrays = broadcast(self._strategy, self._newest() if self._is_chief else {})
         self._epoch = self._skip = 0
+        # A training that was interrupted while it left out batches has not put its own step back.
+        self.model.train_function = getattr(self.model.train_function, "train", self.model.train_function)
         if arrays:
             self._restore(arrays)
         self._listen()
@@ -111,9 +113,8 @@ class Resume(keras.callbacks.Callback):
         if self.batches is not None:
             self.batches.epoch.assign(epoch)
         if self._skip:
-            for variable, value in zip(self._metric_variables(), self._metrics, strict=True):
-                variable.assign(value)
-            self.model.train_function = self._skipping(self.model.train_function)
+            logs = self._restore_metrics()
+            self.model.train_function = self._skipping(self.model.train_function, logs)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Makes a backup every so many batches, and one before the process is stopped."""
@@ -121,23 +122,27 @@ class Resume(keras.callbacks.Callback):
         stop = any_worker(self._strategy, self._told_to_stop)
         if self._skip:
             if stop:  # nothing is new
-                self._leave(steps)
+                self._leave()
             return
         # Not `% == 0`: with steps_per_execution we see every n-th batch only.
         due = self.every_steps and steps // self.every_steps > self._saved_steps // self.every_steps
         if stop or due:
             self._save(self._epoch, steps)
         if stop:
-            self._leave(steps)
+            self._leave()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes a backup."""
         self._save(epoch + 1, 0)
+        if any_worker(self._strategy, self._told_to_stop):
+            self._leave()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leaves no trace in the model."""
         self.model._initial_epoch = None
         self.close()
+        if self._told_to_stop:  # after the last backup
+            signal.raise_signal(signal.SIGTERM)
 
     def close(self) -> None:
         """Gives SIGTERM back; call it when `fit` was interrupted."""
@@ -151,7 +156,8 @@ class Resume(keras.callbacks.Callback):
         """Notes SIGTERM; Python allows that in the main thread only."""
         self._told_to_stop = False
         if self._handler_before is None and threading.current_thread() is threading.main_thread():
-            self._handler_before = signal.signal(signal.SIGTERM, self._on_sigterm)
+            before = signal.signal(signal.SIGTERM, self._on_sigterm)
+            self._handler_before = before or signal.SIG_DFL  # None if it is not one of Python's
 
     def _on_sigterm(self, number: int, frame: Any) -> None:
         if self._told_to_stop:
@@ -159,17 +165,13 @@ class Resume(keras.callbacks.Callback):
             signal.raise_signal(number)
         self._told_to_stop = True
 
-    def _leave(self, steps: int) -> None:
-        logger.warning(
-            "Resume: told to stop; saved epoch %d, batch %d in %s. The same command goes on from there.",
-            self._epoch + 1, steps, self.folder,
-        )  # fmt: skip
+    def _leave(self) -> None:
+        logger.warning("Resume: told to stop, with a backup in %s; the same command goes on.", self.folder)
         self.close()
         raise SystemExit(128 + signal.SIGTERM)
 
-    def _skipping(self, train: Callable) -> Callable:
+    def _skipping(self, train: Callable, logs: dict[str, Any]) -> Callable:
         """A training step that takes a batch and does nothing, until the first one that is not done yet."""
-        logs = self.model.get_metrics_result()
 
         def skip(iterator: Any) -> dict[str, Any]:
             for _ in range(self.model.steps_per_execution):
@@ -177,13 +179,24 @@ class Resume(keras.callbacks.Callback):
             return logs
 
         def step(iterator: Any) -> Any:
-            if self._skip <= 0:
+            if self._skip == 0:
                 self.model.train_function = train
                 return train(iterator)
             self._skip -= self.model.steps_per_execution
             return skip(iterator)
 
+        step.train = train
         return step
+
+    def _restore_metrics(self) -> dict[str, Any]:
+        """Returns what they say then."""
+        variables = self._metric_variables()
+        if len(variables) != len(self._metrics):  # some of Keras's make theirs in the first step
+            logger.warning("Resume: the metrics of this epoch count from here on.")
+            return {}
+        for variable, value in zip(variables, self._metrics, strict=True):
+            variable.assign(value)
+        return self.model.get_metrics_result()
 
     # === Backups ===
 
@@ -263,6 +276,11 @@ class Resume(keras.callbacks.Callback):
             if best_weights := _numbered(arrays, f"best_weights/{index}/"):
                 callback.best_weights = _with_types_of(self.model.get_weights(), best_weights)
         self._skip, self._metrics = state.get("steps", 0), _numbered(arrays, "metric/")
+        if self._skip % self.model.steps_per_execution:
+            raise ValueError(
+                f"Resume: expected steps_per_execution that divides the {self._skip} batches that {path} has "
+                f"of an epoch, received {self.model.steps_per_execution}; take 1, or that of the backup."
+            )
         # A training that a callback stopped is complete, however many epochs were asked for.
         first = self.params["epochs"] if state["stopped"] else state["epoch"]
         self.model._initial_epoch = first
