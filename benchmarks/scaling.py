@@ -142,3 +142,7 @@ def make_bahdanau() -> Any:
 
 
 MODELS = {"transformer": make_transformer, "bahdanau": make_bahdanau}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Trainings that must come out the same on one device, on replicas and on workers.
 
-Imported by test_distribution.py, and run by it as a script in every worker.
+Imported by test_distribution.py and test_workers.py, which runs it as a script in every worker.
 """
 
 import os
@@ -112,6 +112,14 @@ def train(
         shuffle=False,
     )
     return [np.array(weight) for weight in model.get_weights()], history.history
+
+
+def assert_same(result, expected, tolerance=1e-5):
+    for weight, other in zip(result[0], expected[0], strict=True):
+        np.testing.assert_allclose(weight, other, atol=tolerance)
+    assert set(result[1]) == set(expected[1])
+    for name, values in result[1].items():
+        np.testing.assert_allclose(values, expected[1][name], rtol=10 * tolerance)
 
 
 class SignalItself(keras.callbacks.Callback):

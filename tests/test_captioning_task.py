@@ -83,7 +83,6 @@ def loaded(photos, finished):
     return az.load(photos / "run" / "model")
 
 
-@pytest.mark.slow
 class TestFinishedRun:
     def test_results(self, photos, finished):
         assert json.loads((photos / "run" / "results.json").read_text()) == finished

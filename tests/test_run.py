@@ -43,7 +43,6 @@ def finished(tmp_path_factory):
     return folder, run.train(load(folder))
 
 
-@pytest.mark.slow
 class TestFinishedRun:
     def test_results(self, finished):
         folder, results = finished
