@@ -22,7 +22,17 @@ def sum_over_replicas(values: Any) -> Any:
     if context is None or context.num_replicas_in_sync == 1:
         return values
     flat = keras.tree.flatten(values)
-    return keras.tree.pack_sequence_as(values, context.all_reduce(tf.distribute.ReduceOp.SUM, flat))
+    sums = [None] * len(flat)
+    # One sum of one long vector: among processes, each sum costs as much as a small model's step.
+    for dtype in dict.fromkeys(tensor.dtype for tensor in flat):
+        numbers = [number for number, tensor in enumerate(flat) if tensor.dtype == dtype]
+        vector = tf.concat([tf.reshape(flat[number], [-1]) for number in numbers], axis=0)
+        vector = context.all_reduce(tf.distribute.ReduceOp.SUM, vector)
+        parts = tf.split(vector, [tf.size(flat[number]) for number in numbers], num=len(numbers))
+        for number, part in zip(numbers, parts, strict=True):
+            sums[number] = tf.reshape(part, tf.shape(flat[number]))
+            sums[number].set_shape(flat[number].shape)
+    return keras.tree.pack_sequence_as(values, sums)
 
 
 def split_rows(values: Any, parts: int) -> list[Any]:
@@ -38,7 +48,11 @@ def split_rows(values: Any, parts: int) -> list[Any]:
     if parts == 1:
         return [values]
     stacked = stack_rows(values, parts)
-    return [keras.tree.map_structure(lambda x: None if x is None else x[i], stacked) for i in range(parts)]  # noqa: B023
+
+    def part(index: int) -> Any:
+        return keras.tree.map_structure(lambda x: None if x is None else x[index], stacked)
+
+    return [part(index) for index in range(parts)]
 
 
 def stack_rows(values: Any, parts: int) -> Any:
@@ -55,13 +69,31 @@ def stack_rows(values: Any, parts: int) -> Any:
     return keras.tree.map_structure(stack, values)
 
 
-def expect_reduced_gradients(optimizer: keras.optimizers.Optimizer) -> None:
+def prepare_optimizer(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
     """Makes an optimizer take gradients that are summed over the replicas already.
 
     Keras's own clips each replica's gradients and sums them then: that is another update than that of one
     device. `sum_over_replicas` first, then `optimizer.apply`, is the same.
+
+    Raises:
+        ValueError: If the optimizer was made outside the scope of the strategy, or does what Keras cannot do
+            on several replicas.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
+    if not strategy.extended.variable_created_in_scope(inner.variables[0].value):
+        raise ValueError(
+            "compile: expected an optimizer made in the scope of the model's strategy, received one made "
+            "outside; make it under `with strategy.scope():`"
+        )
+    for name, instead in (
+        ("gradient_accumulation_steps", "compile(micro_batches=...)"),
+        ("ema_overwrite_frequency", "None, with which `fit` ends with the averages"),
+    ):
+        if getattr(inner, name):
+            raise ValueError(
+                f"compile: expected an optimizer without {name} under a strategy with several replicas, "
+                f"received {name}={getattr(inner, name)}; take {instead}"
+            )
     inner._all_reduce_sum_gradients = list
 
 

@@ -44,6 +44,7 @@ class TeacherForcing(keras.Model):
         metrics: list | None = None,
         jit_compile: bool = True,
         micro_batches: int = 1,
+        r_drop: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """Configures training; every argument has a default that suits translation.
@@ -57,15 +58,24 @@ class TeacherForcing(keras.Model):
             jit_compile: Whether forward and backward are compiled with XLA, on CPU too.
             micro_batches: Parts that a batch (under tf.distribute, each replica's share) is computed in, one
                 after the other, to save memory. The update is that of the whole batch.
+            r_drop: alpha of R-Drop, 5 in the paper; 0 for none. Each batch is passed through the model twice,
+                with other dropout, and the two predictions P and Q of a token are drawn together:
+                loss = (loss(P) + loss(Q)) / 2 + alpha / 4 (KL(P || Q) + KL(Q || P)), half of the paper's. A
+                step takes twice the time and memory.
             **kwargs: As in `keras.Model.compile`.
 
         Raises:
             ValueError: If `loss` is a name: Keras's named losses take probabilities, not logits. If a batch
                 is computed in parts (on several replicas or as micro-batches) and `loss` averages in its
                 own way, or the optimizer does what Keras cannot do then.
+
+        Reference:
+            Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks".
         """
         if micro_batches < 1:
             raise ValueError(f"compile: expected micro_batches of at least 1, received {micro_batches}")
+        if r_drop < 0:
+            raise ValueError(f"compile: expected r_drop of at least 0, received {r_drop}")
         if optimizer is None:
             with self.distribute_strategy.scope():
                 optimizer = keras.optimizers.Adam(
@@ -84,18 +94,24 @@ class TeacherForcing(keras.Model):
         self._objective = _Objective(
             arguments={
                 "optimizer": optimizer, "loss": loss, "metrics": metrics, "jit_compile": jit_compile,
-                "micro_batches": micro_batches, **kwargs
+                "micro_batches": micro_batches, "r_drop": r_drop, **kwargs
             },
             loss=_loss_function(loss),
             token_metrics=[metric for metric in metrics if isinstance(metric, TokenMetric)],
             needs_logits=bool(others or kwargs.get("weighted_metrics")),
             xla=bool(jit_compile) and not self.run_eagerly,
             micro_batches=micro_batches,
+            r_drop=r_drop,
         )  # fmt: skip
         if micro_batches > 1 or self._is_distributed:
             _check_adds_up(loss)
         if self._is_distributed:
-            self._prepare_optimizer()
+            replicas.prepare_optimizer(self.optimizer, self.distribute_strategy)
+            if self.steps_per_execution != 1:
+                raise ValueError(
+                    "compile: expected steps_per_execution=1 under a strategy with several replicas, "
+                    f"received {self.steps_per_execution}; leave it out"
+                )
         compiled = functools.partial(tf.function, jit_compile=True) if self._objective.xla else lambda f: f
         self._objective.forward_backward = compiled(self._gradients)
         self._objective.forward = compiled(self._evaluate)
@@ -148,7 +164,7 @@ class TeacherForcing(keras.Model):
             results, more = self._objective.forward_backward(*part, share)
             gradients = more if gradients is None else [a + b for a, b in zip(gradients, more, strict=True)]
             _, y, sample_weight = part
-            logs = self._update_metrics(y, sample_weight, results)
+            logs = self._update_metrics(y, sample_weight, count, results)
         # Summed before the optimizer clips them or looks for infinities, which it does on each replica.
         self.optimizer.apply(replicas.sum_over_replicas(gradients), self.trainable_variables)
         return logs
@@ -156,7 +172,8 @@ class TeacherForcing(keras.Model):
     def test_step(self, data: Any) -> dict[str, Any]:
         """One step of evaluation; called by `evaluate`, and by `fit` for validation data."""
         x, y, sample_weight = _unpack(data)
-        return self._update_metrics(y, sample_weight, self._objective.forward(x, y, sample_weight))
+        tokens = ops.sum(token_weights(y, sample_weight))
+        return self._update_metrics(y, sample_weight, tokens, self._objective.forward(x, y, sample_weight))
 
     def _gradients(self, x: Any, y: Any, sample_weight: Any, share: Any) -> tuple[dict[str, Any], list[Any]]:
         with tf.GradientTape() as tape:
@@ -167,21 +184,29 @@ class TeacherForcing(keras.Model):
         return results, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
     def _evaluate(self, x: Any, y: Any, sample_weight: Any, training: bool = False) -> dict[str, Any]:
-        """Loss, weight of the real tokens, and what the metrics need: runs compiled."""
+        """Loss, and what the metrics need: runs compiled."""
+        twice = training and self._objective.r_drop > 0
+        if twice:
+            x, y, sample_weight = keras.tree.map_structure(_repeated, (x, y, sample_weight))  # (2 B, ...)
         logits = self(x, training=training)
         loss = self._objective.loss(y, logits, sample_weight=sample_weight)
+        if twice:
+            loss += self._objective.r_drop / 2 * _disagreement(logits, token_weights(y, sample_weight))
         for penalty in self.losses:
             loss += ops.cast(penalty, loss.dtype)
         return {
             "loss": loss,
-            "tokens": ops.sum(token_weights(y, sample_weight)),
             "statistics": [metric.statistics(y, logits) for metric in self._objective.token_metrics],
-            "logits": logits if self._objective.needs_logits else None,
+            "logits": (ops.split(logits, 2)[0] if twice else logits)
+            if self._objective.needs_logits
+            else None,
         }
 
-    def _update_metrics(self, y: Any, sample_weight: Any, results: dict[str, Any]) -> dict[str, Any]:
+    def _update_metrics(
+        self, y: Any, sample_weight: Any, tokens: Any, results: dict[str, Any]
+    ) -> dict[str, Any]:
         # Weighted, so that an epoch's loss is the mean over its tokens, however batches share them.
-        self._loss_tracker.update_state(results["loss"], sample_weight=results["tokens"])
+        self._loss_tracker.update_state(results["loss"], sample_weight=tokens)
         for metric, sums in zip(self._objective.token_metrics, results["statistics"], strict=True):
             metric.update_from_statistics(sums)
         if self._objective.needs_logits:
@@ -272,30 +297,6 @@ class TeacherForcing(keras.Model):
             step = tf.function(step, reduce_retracing=True, autograph=False)
         return lambda iterator: step(next(iter(iterator)))
 
-    def _prepare_optimizer(self) -> None:
-        """Checks that the optimizer works on several replicas, and makes it take gradients already summed."""
-        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        if not self.distribute_strategy.extended.variable_created_in_scope(inner.variables[0].value):
-            raise ValueError(
-                "compile: expected an optimizer made in the scope of the model's strategy, received one made "
-                "outside; make it under `with strategy.scope():`"
-            )
-        for name, instead in (
-            ("gradient_accumulation_steps", "compile(micro_batches=...)"),
-            ("ema_overwrite_frequency", "None, with which `fit` ends with the averages"),
-        ):
-            if getattr(inner, name):
-                raise ValueError(
-                    f"compile: expected an optimizer without {name} under a strategy with several replicas, "
-                    f"received {name}={getattr(inner, name)}; take {instead}"
-                )
-        if self.steps_per_execution != 1:
-            raise ValueError(
-                "compile: expected steps_per_execution=1 under a strategy with several replicas, received "
-                f"{self.steps_per_execution}; leave it out"
-            )
-        replicas.expect_reduced_gradients(self.optimizer)
-
 
 class _Objective:
     """What `compile` sets up; a plain object, so that Keras does not track it as part of the model."""
@@ -308,6 +309,7 @@ class _Objective:
         needs_logits: bool,
         xla: bool,
         micro_batches: int,
+        r_drop: float,
     ) -> None:
         self.arguments = arguments
         self.loss = loss
@@ -316,6 +318,7 @@ class _Objective:
         self.needs_logits = needs_logits
         self.xla = xla
         self.micro_batches = micro_batches
+        self.r_drop = r_drop
         self.forward_backward = None
         self.forward = None
 
@@ -336,6 +339,26 @@ def _loss_function(loss: Any) -> Callable:
         return ops.divide_no_nan(ops.sum(weights * loss(labels, logits)), ops.sum(weights))
 
     return mean_over_tokens
+
+
+def _repeated(x: Any) -> Any:
+    """A batch, and the same again: (B, ...) -> (2 B, ...)."""
+    return None if x is None else ops.concatenate([x, x], axis=0)
+
+
+def _disagreement(logits: Any, weights: Any) -> Any:
+    """How far two predictions of a token are apart, (KL(P || Q) + KL(Q || P)) / 2, mean over the tokens.
+
+    Args:
+        logits: (2 B, T, V): those of P, then those of Q.
+        weights: (2 B, T), of the tokens.
+    """
+    logits = ops.cast(logits, "float32")
+    log_p, log_q = ops.split(ops.log_softmax(logits, axis=-1), 2)  # each (B, T, V)
+    # The sum of both divergences, in one pass over the vocabulary.
+    apart = ops.sum((ops.exp(log_p) - ops.exp(log_q)) * (log_p - log_q), axis=-1) / 2  # (B, T)
+    weights = ops.split(weights, 2)[0]  # (B, T)
+    return ops.divide_no_nan(ops.sum(weights * apart), ops.sum(weights))
 
 
 _PARTS = "attention_zoo_parts"  # in a batch that is shared out: (x, y) with a first axis of length 1

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from attention_zoo.models.sentencepiece_tokenizer import SentencePieceTokenizer
 from attention_zoo.models.whitespace_tokenizer import WhitespaceTokenizer
 from attention_zoo.training.batching import TranslationBatches
 from attention_zoo.training.text_data import ParallelText
@@ -197,6 +198,88 @@ def test_automatic_buckets_are_few_and_worth_their_compilation(words):
     assert many == sorted(many) and many[-1] == (40, 40)
     assert len(buckets(400, 40, np.arange(1, 40), max_buckets=3)) == 3
     assert len(buckets(400, 4000, np.arange(1, 40))) == 1  # too few batches to save anything
+
+
+@pytest.fixture(scope="module")
+def text():
+    """Sources and targets of several words."""
+    random = np.random.default_rng(0)
+    words = ["translation", "transformer", "attention", "position", "station"]
+    sides = [
+        [" ".join(random.choice(words, size=random.integers(1, 9))) for _ in range(60)] for _ in range(2)
+    ]
+    return ParallelText(*sides)
+
+
+@pytest.fixture(scope="module")
+def merges(text):
+    return SentencePieceTokenizer.train([*text.sources, *text.targets], 60, model_type="bpe")
+
+
+class TestSubwordDropout:
+    def texts(self, batches, tokenizer):
+        """The pairs of an epoch as text, sorted, and its number of tokens."""
+        pairs, tokens = [], 0
+        for source, _, labels in collected(batches):
+            sides = [tokenizer.detokenize(ids).numpy().tolist() for ids in (source, labels)]
+            pairs += zip(*sides, strict=True)
+            tokens += np.count_nonzero(source) + np.count_nonzero(labels)
+        return sorted(pair for pair in pairs if pair != (b"", b"")), tokens
+
+    def test_every_epoch_has_the_same_texts_in_other_tokens(self, text, merges):
+        expected = sorted((s.encode(), t.encode()) for s, t in zip(text.sources, text.targets, strict=True))
+        plain = TranslationBatches(text, merges, merges, batch_tokens=256)
+        batches = TranslationBatches(text, merges, merges, batch_tokens=256, subword_dropout=0.2)
+        fewest = self.texts(plain, merges)[1]
+        for _ in range(5):
+            pairs, tokens = self.texts(batches, merges)
+            assert pairs == expected
+            assert tokens > 1.2 * fewest
+
+    def test_shapes_and_steps_stay(self, text, merges):
+        batches = TranslationBatches(text, merges, merges, batch_tokens=256, subword_dropout=0.5)
+        for _ in range(4):
+            shapes = {(*source.shape, target.shape[1]) for source, target, _ in collected(batches)}
+            assert shapes == set(batches.shapes)
+            assert len(list(batches.dataset())) == batches.steps_per_epoch
+
+    def test_the_target_is_the_labels_one_later(self, text, merges):
+        batches = TranslationBatches(text, merges, merges, batch_tokens=256, subword_dropout=0.5)
+        for source, target, labels in collected(batches):
+            real = source[:, 0] != 0
+            np.testing.assert_array_equal(target[real, 0], 1)
+            np.testing.assert_array_equal(target[:, 1:], np.where(labels[:, :-1] == 2, 0, labels[:, :-1]))
+
+    def test_an_epoch_can_be_seen_again(self, text, merges):
+        """Also in another object, which has drawn other epochs before: a resumed training needs that."""
+        first, second = (
+            TranslationBatches(text, merges, merges, batch_tokens=256, subword_dropout=0.2) for _ in range(2)
+        )
+        epochs = [collected(first) for _ in range(4)]
+        second.epoch.assign(3)
+        for one, other in zip(epochs[3], collected(second), strict=True):
+            np.testing.assert_equal(one, other)
+        assert any(
+            one[0].shape != other[0].shape or (one[0] != other[0]).any()
+            for one, other in zip(epochs[2], epochs[3], strict=True)
+        )
+
+    def test_what_becomes_too_long_stays_as_it_is(self, text, merges):
+        length = int(merges.tokenize(text.sources + text.targets).row_lengths().numpy().max()) + 1
+        batches = TranslationBatches(
+            text, merges, merges, batch_tokens=256, buckets=[(length, length)], subword_dropout=0.9
+        )
+        assert batches.dropped == 0
+        longest = max(text.sources, key=lambda source: len(merges.tokenize([source]).values))
+        plain = merges.tokenize([longest]).values.numpy().tolist()
+        rows = [row.tolist() for source, _, _ in collected(batches) for row in source]
+        assert [*plain, 2] in [row[: len(plain) + 1] for row in rows]
+
+    def test_errors(self, text, merges, words):
+        with pytest.raises(ValueError, match=r"subword_dropout from 0 to below 1, received 1\.5"):
+            TranslationBatches(text, merges, merges, batch_tokens=8, subword_dropout=1.5)
+        with pytest.raises(ValueError, match=r"SentencePieceTokenizers .* received a WhitespaceTokenizer"):
+            TranslationBatches(text, merges, words, batch_tokens=8, subword_dropout=0.1)
 
 
 def test_summary_is_one_line_with_the_shapes(words):

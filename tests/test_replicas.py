@@ -90,12 +90,22 @@ class TestSums:
     def test_on_replicas_each_gets_the_sums(self, mirrored):
         def sums():
             number = replica_number()  # 0 and 1
-            values = {"scalar": number + 3, "rows": (tf.stack([number, 1 - 2 * number]),)}
-            return replicas.sum_over_replicas(values)
+            values = {
+                "scalar": number + 3,
+                "whole": tf.cast(number, "int32")[None],
+                "rows": (tf.stack([number, 1 - 2 * number]), tf.zeros((0, 2))),
+                "table": tf.reshape(tf.range(6.0), (2, 3)) * (number + 1),
+            }
+            summed = replicas.sum_over_replicas(values)
+            keras.tree.map_structure(lambda x, y: x.shape.assert_is_compatible_with(y.shape), values, summed)
+            return summed
 
         results = on_each(mirrored, sums)
         assert [float(x) for x in results["scalar"]] == [7, 7]
+        assert [x.numpy().tolist() for x in results["whole"]] == [[1]] * 2
         assert [x.numpy().tolist() for x in results["rows"][0]] == [[1, 0]] * 2
+        assert [x.shape for x in results["rows"][1]] == [(0, 2)] * 2
+        assert [x.numpy().tolist() for x in results["table"]] == [[[0, 3, 6], [9, 12, 15]]] * 2
 
 
 class TestReducedGradients:
@@ -107,7 +117,7 @@ class TestReducedGradients:
             optimizer = wrap(keras.optimizers.SGD(0.5))
             optimizer.build([variable])
         if reduced:
-            replicas.expect_reduced_gradients(optimizer)
+            replicas.prepare_optimizer(optimizer, strategy)
 
         def update():
             optimizer.apply([tf.constant(3.0 * scale)], [variable])

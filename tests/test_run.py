@@ -7,33 +7,13 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
+from small_recipe import load
 
+from attention_zoo.models.saving import load as az_load
 from attention_zoo.schedules import CooldownSchedule, InverseSquareRootSchedule
-from attention_zoo.training import Recipe, run
+from attention_zoo.training import run
 from attention_zoo.training.callbacks.resume import Resume
 from attention_zoo.training.task import SAMPLES
-
-# Two epochs of almost nothing: it learns no dates, but passes through every part of a run.
-TEXT = """
-name: tiny
-description: For the tests
-data: {kind: generated_dates, training_count: 200, held_out_count: 12}
-tokenizers:
-  source: {kind: sentencepiece, model_type: char, vocabulary_size: 200}
-  target: {kind: sentencepiece, model_type: char, vocabulary_size: 16, normalization: identity}
-model:
-  preset: bahdanau
-  encoder: {embedding_dim: 8, units: 8}
-  decoder: {embedding_dim: 8, units: 8, attention: {units: 8}}
-training: {epochs: 2, batch_tokens: 1024, peak_learning_rate: 0.01, keep: average, average_last: 2}
-evaluation: {metric: exact_match}
-"""
-
-
-def load(folder, *overrides):
-    file = folder / "tiny.yaml"
-    file.write_text(TEXT)
-    return Recipe.load(str(file), [f"output={folder / 'run'}", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +52,34 @@ class TestFinishedRun:
         folder, _ = finished
         with pytest.raises(ValueError, match=r"other seed, training; start over with --fresh"):
             run.train(load(folder, "training.clip_norm=3.0", "seed=7"))
+
+
+class TestStart:
+    def build(self, folder, tmp_path, *overrides):
+        recipe = load(tmp_path, f"model.start={folder / 'run' / 'model'}", *overrides)
+        recipe.check_requirements()
+        task = run.TASKS[recipe.task](recipe)
+        return run.build_model(task, run.read_data(task))
+
+    def test_weights_of_an_earlier_run(self, finished, tmp_path):
+        model = self.build(finished[0], tmp_path)
+        earlier = az_load(finished[0] / "run" / "model")
+        for mine, its in zip(model.get_weights(), earlier.get_weights(), strict=True):
+            np.testing.assert_array_equal(mine, its)
+
+    def test_other_shapes_are_refused(self, finished, tmp_path):
+        with pytest.raises(ValueError, match=r"model\.start: expected a Translator with .* parameters"):
+            self.build(finished[0], tmp_path, "model.decoder.units=10")
+
+    def test_other_tokens_are_refused(self, finished, tmp_path):
+        size = az_load(finished[0] / "run" / "model").source_tokenizer.vocabulary_size
+        other = ("tokenizers.source.model_type=unigram", f"tokenizers.source.vocabulary_size={size}")
+        with pytest.raises(ValueError, match="whose tokenizers learned other pieces"):
+            self.build(finished[0], tmp_path, *other)
+
+    def test_nothing_there(self, finished, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"expected model\.start to be a trained model"):
+            self.build(tmp_path / "nowhere", tmp_path)
 
 
 class TestFolder:

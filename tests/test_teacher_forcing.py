@@ -46,14 +46,6 @@ def test_every_way_of_compiling_gives_the_same_training(arguments):
         np.testing.assert_allclose(weight, other, atol=1e-5)
 
 
-def test_training_learns(training):
-    _, history = training
-    losses, accuracies = history.history["val_loss"], history.history["val_token_accuracy"]
-    assert losses[-1] < 0.5 * losses[0]
-    assert accuracies[-1] > 0.8
-    assert accuracies[-1] > accuracies[0]
-
-
 def test_default_compilation():
     model = make_model()
     model.compile()
@@ -211,3 +203,54 @@ def test_mixed_precision_trains(dtype):
     before, *_, after = model.fit(*batch, batch_size=16, epochs=6, verbose=0).history["loss"]
     assert after < before - 0.1
     assert all(weight.dtype == "float32" for weight in model.get_weights())
+
+
+class TestRDrop:
+    def test_loss_by_hand(self):
+        """The same seed draws the same masks in a twin, whose logits go through NumPy."""
+        model = make_model(dropout=0.4, loss=MaskedCrossentropy(), run_eagerly=True, r_drop=3.0, metrics=[])
+        twin = make_model(dropout=0.4)
+        inputs, labels = make_batch()
+        logs = model.train_on_batch(inputs, labels, return_dict=True)
+        logits = twin({name: np.tile(ids, (2, 1)) for name, ids in inputs.items()}, training=True)
+        logits = ops.convert_to_numpy(logits).astype("float64")  # (2 B, T, V)
+        logs_p, logs_q = np.split(logits - np.log(np.exp(logits).sum(-1, keepdims=True)), 2)
+        assert np.abs(logs_p - logs_q).max() > 0.01  # else nothing is tested
+        losses = []
+        for b, t in np.argwhere(labels):
+            p, q = logs_p[b, t], logs_q[b, t]
+            apart = np.sum(np.exp(p) * (p - q)) + np.sum(np.exp(q) * (q - p))
+            losses.append(-(p + q)[labels[b, t]] / 2 + 3.0 / 4 * apart)
+        assert logs["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+    @pytest.mark.parametrize("arguments", [{}, {"micro_batches": 2}, {"metrics": ["accuracy"]}])
+    def test_without_dropout_it_changes_nothing(self, arguments):
+        model = make_model(jit_compile=False, r_drop=3.0, **arguments)
+        plain = make_model(jit_compile=False, **arguments)
+        for seed in range(3):
+            batch = make_batch(seed=seed)
+            logs, expected = (one.train_on_batch(*batch, return_dict=True) for one in (model, plain))
+            assert logs == pytest.approx(expected, rel=1e-5)
+        for weight, other in zip(model.get_weights(), plain.get_weights(), strict=True):
+            np.testing.assert_allclose(weight, other, atol=1e-5)
+
+    def test_it_draws_predictions_together(self):
+        def disagreement(r_drop):
+            model = make_model(dropout=0.4, jit_compile=False, r_drop=r_drop)
+            for seed in range(60):
+                model.train_on_batch(*make_batch(seed=seed))
+            inputs, labels = make_batch(rows=30, seed=100)
+            one, other = (ops.softmax(model(inputs, training=True))[labels > 0] for _ in range(2))
+            return float(ops.mean(ops.abs(one - other)))
+
+        assert disagreement(5.0) < 0.7 * disagreement(0.0)
+
+    def test_evaluation_passes_once(self):
+        model = make_model(dropout=0.4, loss=MaskedCrossentropy(), jit_compile=False, r_drop=3.0)
+        inputs, labels = make_batch()
+        expected, _ = numpy_loss(model, inputs, labels)
+        assert model.evaluate(inputs, labels, verbose=0, return_dict=True)["loss"] == pytest.approx(expected)
+
+    def test_negative(self):
+        with pytest.raises(ValueError, match="expected r_drop of at least 0, received -1"):
+            make_model().compile(r_drop=-1)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from attention_zoo.models.sentencepiece_tokenizer import SentencePieceTokenizer
 from attention_zoo.models.tokenizer import END_ID, PAD_ID, START_ID, Tokenizer
 from attention_zoo.training.text_data import ParallelText
 
@@ -22,11 +23,12 @@ _WORTHWHILE = 0.015
 class _Bucket(NamedTuple):
     """Pairs of similar length, padded, and how they are cut into batches.
 
-    source: int32 (N + 1, S), target and labels: int32 (N + 1, T); the last row is zero and fills up batches.
+    members: (N,), their numbers in the text; source: int32 (N + 1, S), labels: int32 (N + 1, T); the last row
+    is zero and fills up batches.
     """
 
+    members: np.ndarray
     source: np.ndarray
-    target: np.ndarray
     labels: np.ndarray
     rows: int
     batches: int
@@ -44,7 +46,8 @@ class TranslationBatches:
     batches) depends on `seed` and `epoch` alone, so that a resumed training sees the batches that the
     uninterrupted one would have seen.
 
-    The text is tokenized once, and its ids stay in memory.
+    The text is tokenized once, and its ids stay in memory. With `subword_dropout` it is tokenized anew, at
+    random, for every epoch; what then is too long for its bucket stays as it is without dropout.
 
     Args:
         text: The pairs.
@@ -58,7 +61,9 @@ class TranslationBatches:
         max_source_length: Pairs with a longer source are dropped. Tokens, END included.
         max_target_length: Likewise for the target.
         shuffle: Whether each epoch has its own random order. Otherwise the order is always the same.
-        seed: Seed of the order.
+        subword_dropout: Share of the merges that are left out at random in sources and targets, see
+            `SentencePieceTokenizer.tokenize_with_dropout`; 0 for none.
+        seed: Seed of the order and of the sub-words.
 
     Attributes:
         epoch: tf.Variable, int64: number of the epoch that the next iterator starts; each iterator adds 1.
@@ -94,6 +99,7 @@ class TranslationBatches:
         max_source_length: int = 256,
         max_target_length: int = 256,
         shuffle: bool = True,
+        subword_dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         for name, number in (("batch_tokens", batch_tokens), ("max_buckets", max_buckets)):
@@ -101,28 +107,40 @@ class TranslationBatches:
                 raise ValueError(f"TranslationBatches: expected {name} of at least 1, received {number}")
         if seed < 0:
             raise ValueError(f"TranslationBatches: expected a seed of at least 0, received {seed}")
+        self._sides = ((text.sources, source_tokenizer), (text.targets, target_tokenizer))
+        if subword_dropout:
+            _check_subword_dropout(subword_dropout, self._sides)
         self.batch_tokens = batch_tokens
         self.shuffle = shuffle
+        self.subword_dropout = subword_dropout
         self.seed = seed
         with tf.device("CPU:0"):
             self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False, name="epoch")
 
-        sources = with_end(source_tokenizer.tokenize(tf.constant(text.sources)))
-        targets = with_end(target_tokenizer.tokenize(tf.constant(text.targets)))
-        lengths = np.stack([sources.row_lengths(), targets.row_lengths()], axis=1)  # (pairs, 2)
-        fits = np.all(lengths <= (max_source_length, max_target_length), axis=1)
+        limits = (max_source_length, max_target_length)
+        plain = [with_end(tokenizer.tokenize(tf.constant(texts))) for texts, tokenizer in self._sides]
+        plain_lengths = lengths = drawn_lengths = _lengths(plain)  # (pairs, 2)
+        if subword_dropout:
+            # Room for what the first epochs draw: few of those that later ones draw are longer.
+            for epoch in range(3):
+                drawn_lengths = np.minimum(_lengths(self._draw(epoch)), limits)
+                lengths = np.maximum(lengths, drawn_lengths)
+        fits = np.all(plain_lengths <= limits, axis=1)
         if buckets is None:
             buckets = choose_buckets(lengths[fits], batch_tokens, max_buckets)
         else:
             buckets = _checked_buckets(buckets)
-        numbers = np.where(fits, _bucket_numbers(lengths, buckets), len(buckets))
+        numbers = _bucket_numbers(lengths, buckets)
+        numbers = np.where(numbers == len(buckets), _bucket_numbers(plain_lengths, buckets), numbers)
+        numbers = np.where(fits, numbers, len(buckets))
 
         self.dropped = int(np.sum(numbers == len(buckets)))
         if self.dropped == len(text):
             raise ValueError(
                 f"TranslationBatches: expected pairs of at most {max_source_length} source and "
                 f"{max_target_length} target tokens that fit into one of the buckets {buckets}, received "
-                f"{len(text)} pairs that are all longer; the shortest target has {lengths[:, 1].min()} tokens"
+                f"{len(text)} pairs that are all longer; the shortest target has "
+                f"{plain_lengths[:, 1].min()} tokens"
             )
         if self.dropped:
             logger.warning("TranslationBatches: dropped %d of %d pairs, too long.", self.dropped, len(text))
@@ -133,7 +151,7 @@ class TranslationBatches:
             members = np.flatnonzero(numbers == number)
             if members.size:
                 self.buckets.append(shape)
-                self._buckets.append(_make_bucket(sources, targets, members, shape, batch_tokens))
+                self._buckets.append(_make_bucket(plain, members, shape, batch_tokens))
         self._pairs = len(text) - self.dropped
         self.steps_per_epoch = sum(bucket.batches for bucket in self._buckets)
         self.shapes = [
@@ -143,7 +161,7 @@ class TranslationBatches:
             bucket.batches * rows * (source + target)
             for bucket, (rows, source, target) in zip(self._buckets, self.shapes, strict=True)
         )
-        self.padding_share = 1.0 - float(lengths[numbers < len(buckets)].sum()) / positions
+        self.padding_share = 1.0 - float(drawn_lengths[numbers < len(buckets)].sum()) / positions
 
     def dataset(self) -> tf.data.Dataset:
         """The batches as a dataset of one epoch; each time it is iterated is one epoch.
@@ -173,15 +191,27 @@ class TranslationBatches:
         epoch = int(self.epoch.numpy())
         self.epoch.assign(epoch + 1)
         random = np.random.default_rng([self.seed, epoch]) if self.shuffle else None
+        drawn = self._draw(epoch) if self.subword_dropout else None
         batches = []
         for bucket in self._buckets:
-            pairs = len(bucket.source) - 1
+            if drawn:
+                bucket = _with_tokens(bucket, *drawn)
+            pairs = len(bucket.members)
             order = np.full(bucket.batches * bucket.rows, pairs)  # `pairs` is the zero row
             order[:pairs] = random.permutation(pairs) if random else np.arange(pairs)
             batches += [(bucket, rows) for rows in order.reshape(bucket.batches, bucket.rows)]
         for index in random.permutation(len(batches)) if random else range(len(batches)):
             bucket, rows = batches[index]
-            yield {"source": bucket.source[rows], "target": bucket.target[rows]}, bucket.labels[rows]
+            labels = bucket.labels[rows]
+            yield {"source": bucket.source[rows], "target": _shifted(labels)}, labels
+
+    def _draw(self, epoch: int) -> list[tf.RaggedTensor]:
+        """Sources and targets of all pairs, with END, as sub-word dropout cuts them in an epoch."""
+        seeds = np.random.SeedSequence([self.seed, epoch]).generate_state(len(self._sides))
+        return [
+            with_end(tokenizer.tokenize_with_dropout(texts, self.subword_dropout, int(seed)))
+            for (texts, tokenizer), seed in zip(self._sides, seeds, strict=True)
+        ]
 
 
 def with_end(ids: tf.RaggedTensor) -> tf.RaggedTensor:
@@ -241,20 +271,55 @@ def _checked_buckets(buckets: Sequence[tuple[int, int]]) -> list[tuple[int, int]
 
 
 def _make_bucket(
-    sources: tf.RaggedTensor,
-    targets: tf.RaggedTensor,
-    members: np.ndarray,
-    shape: tuple[int, int],
-    batch_tokens: int,
+    sides: Sequence[tf.RaggedTensor], members: np.ndarray, shape: tuple[int, int], batch_tokens: int
 ) -> _Bucket:
     """Pads the pairs `members` to `shape`."""
-    zero_row = ((0, 1), (0, 0))
-    source = np.pad(tf.gather(sources, members).to_tensor(PAD_ID, (None, shape[0])).numpy(), zero_row)
-    labels = np.pad(tf.gather(targets, members).to_tensor(PAD_ID, (None, shape[1])).numpy(), zero_row)
-    # The target is the labels one position later, without END.
-    target = np.zeros_like(labels)
-    target[:-1, 0] = START_ID
-    target[:, 1:] = np.where(labels[:, :-1] == END_ID, PAD_ID, labels[:, :-1])
+    source, labels = (_padded(ids, members, length) for ids, length in zip(sides, shape, strict=True))
     # Spread evenly over the batches: 9 pairs, of which 8 would fit, are 5 + 4 and not 8 + 1 and 7 zero rows.
     batches = -(-len(members) // max(1, batch_tokens // max(shape)))
-    return _Bucket(source, target, labels, rows=-(-len(members) // batches), batches=batches)
+    return _Bucket(members, source, labels, rows=-(-len(members) // batches), batches=batches)
+
+
+def _with_tokens(bucket: _Bucket, sources: tf.RaggedTensor, targets: tf.RaggedTensor) -> _Bucket:
+    """The bucket with other tokens of the same texts; those that are too long for it stay as they are."""
+    return bucket._replace(
+        source=_where_it_fits(sources, bucket.members, bucket.source),
+        labels=_where_it_fits(targets, bucket.members, bucket.labels),
+    )
+
+
+def _where_it_fits(ids: tf.RaggedTensor, members: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """The rows `members` of `ids`, padded like `otherwise`, (N + 1, L), which gives those that are longer."""
+    length = otherwise.shape[1]
+    fits = np.append(ids.row_lengths().numpy()[members] <= length, False)
+    return np.where(fits[:, None], _padded(ids, members, length), otherwise)
+
+
+def _padded(ids: tf.RaggedTensor, members: np.ndarray, length: int) -> np.ndarray:
+    """The rows `members` and a row of zeros: (N + 1, length)."""
+    rows = tf.gather(ids, members).to_tensor(PAD_ID, shape=(None, length)).numpy()
+    return np.pad(rows, ((0, 1), (0, 0)))
+
+
+def _shifted(labels: np.ndarray) -> np.ndarray:
+    """What teacher forcing feeds: START, and the labels one position later, without END. (B, T) -> (B, T)."""
+    target = np.zeros_like(labels)
+    target[:, 1:] = np.where(labels[:, :-1] == END_ID, PAD_ID, labels[:, :-1])
+    target[labels[:, 0] != PAD_ID, 0] = START_ID
+    return target
+
+
+def _lengths(sides: Sequence[tf.RaggedTensor]) -> np.ndarray:
+    """Tokens of the source and the target of each pair: (pairs, 2)."""
+    return np.stack([ids.row_lengths() for ids in sides], axis=1)
+
+
+def _check_subword_dropout(rate: float, sides: Sequence[tuple[Sequence[str], Tokenizer]]) -> None:
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"TranslationBatches: expected subword_dropout from 0 to below 1, received {rate}")
+    for _, tokenizer in sides:
+        if not isinstance(tokenizer, SentencePieceTokenizer):
+            raise ValueError(
+                "TranslationBatches: expected SentencePieceTokenizers for subword_dropout, received a "
+                f"{type(tokenizer).__name__}"
+            )

@@ -27,6 +27,8 @@ from rich.console import Console
 from attention_zoo._version import __version__
 from attention_zoo.losses import MaskedCrossentropy
 from attention_zoo.models.encoder_decoder import EncoderDecoder
+from attention_zoo.models.saving import load
+from attention_zoo.models.tokenizer import Tokenizer
 from attention_zoo.schedules import CooldownSchedule, InverseSquareRootSchedule
 from attention_zoo.training import strategies
 from attention_zoo.training.callbacks.checkpoint_averaging import CheckpointAveraging
@@ -140,10 +142,37 @@ def read_data(task: Task) -> Any:
 
 
 def build_model(task: Task, data: Any) -> EncoderDecoder:
-    """Builds the model."""
+    """Builds the model, with the weights of an earlier one if the recipe names it."""
+    settings = task.recipe.model
     model = task.build_model(data)
-    logger.info("Model: %s, %s parameters", task.recipe.model.preset, f"{model.count_params():,}")
+    logger.info("Model: %s, %s parameters", settings.preset, f"{model.count_params():,}")
+    if settings.start:
+        _copy_weights(load(settings.start), model, settings.start)
+        logger.info("It begins with the weights of %s", settings.start)
     return model
+
+
+def _copy_weights(source: EncoderDecoder, target: EncoderDecoder, name: str) -> None:
+    """Gives `target` the weights of `source`, which must be of its kind and read the same tokens."""
+    shapes = [[tuple(weight.shape) for weight in model.weights] for model in (source, target)]
+    if type(source) is not type(target) or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"model.start: expected a {type(target).__name__} with {target.count_params():,} parameters in "
+            f"the shapes of this recipe, received {name}, a {type(source).__name__} with "
+            f"{source.count_params():,}; take its preset and sizes, or another start."
+        )
+    if _pieces(source) != _pieces(target):
+        raise ValueError(
+            f"model.start: expected a model with the tokens of this recipe, received {name}, whose "
+            "tokenizers learned other pieces; take its data and tokenizers, or another start."
+        )
+    target.set_weights(source.get_weights())
+
+
+def _pieces(model: EncoderDecoder) -> list[list[bytes]]:
+    """The pieces of each tokenizer of a model, in the order of their ids."""
+    tokenizers = [layer for layer in model.layers if isinstance(layer, Tokenizer)]
+    return [tokenizer.pieces(range(tokenizer.vocabulary_size)).numpy().tolist() for tokenizer in tokenizers]
 
 
 def learning_rate(settings: Training, steps_per_epoch: int) -> Any:
@@ -168,6 +197,7 @@ def fit(task: Task, model: EncoderDecoder, data: Any) -> keras.callbacks.History
             optimizer=keras.optimizers.Adam(rate, beta_2=0.98, global_clipnorm=settings.clip_norm),
             loss=MaskedCrossentropy(label_smoothing=settings.label_smoothing),
             micro_batches=settings.micro_batches or 1,
+            r_drop=settings.r_drop or 0.0,
         )
     callbacks: list[keras.callbacks.Callback] = []
     if task.monitored:

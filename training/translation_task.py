@@ -78,6 +78,7 @@ class TranslationTask(Task):
             *tokenizers,
             batch_tokens=settings.batch_tokens,
             max_buckets=settings.max_buckets,
+            subword_dropout=settings.subword_dropout or 0.0,
             seed=self.recipe.seed,
         )
         validation = TranslationBatches(

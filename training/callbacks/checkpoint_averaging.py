@@ -56,9 +56,9 @@ class CheckpointAveraging(keras.callbacks.Callback):
     """Gives the model, when training ends, the average of its last weights.
 
     The average lies nearer to the middle of the region that the last steps wander about in, and
-    usually translates better than the last weights. With several workers the chief keeps the checkpoints, and
-    all get the average. The checkpoints are plain .npz files, the arrays in
-    the order of `model.weights`; they survive an interruption, so that `Resume` goes on exactly.
+    usually translates better than the last weights. With several workers the chief keeps the checkpoints,
+    and all get the average. The checkpoints are plain .npz files, the arrays in the order of
+    `model.weights`; they survive an interruption, so that `Resume` goes on exactly.
 
     Put it before `Resume`, and after callbacks that change the weights when training ends.
 
