@@ -20,6 +20,8 @@ from attention_zoo.models.tokenizer import (
     START_ID,
     UNKNOWN_ID,
     Tokenizer,
+    to_strings,
+    to_tensor,
     training_texts,
 )
 
@@ -40,7 +42,7 @@ class SentencePieceTokenizer(Tokenizer):
     Args:
         model: A serialized SentencePiece model whose special ids are 0 to 3 (padding, start, end,
             unknown), as `train` makes it. None makes an empty tokenizer, which loading a saved model fills.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: Arguments of `Tokenizer`.
 
     Raises:
         ValueError: If `model` is damaged, or numbers its special ids otherwise.
@@ -134,6 +136,50 @@ class SentencePieceTokenizer(Tokenizer):
             )
         return tokenizer
 
+    def tokenize_with_dropout(self, texts: Iterable[str], rate: float, seed: int) -> tf.RaggedTensor:
+        """Cuts texts into tokens at random: each merge of two pieces is left out with the probability `rate`.
+
+        A word then appears as other, smaller pieces now and then, and the model learns what those mean
+        (BPE-dropout). For training only; the same seed gives the same tokens.
+
+        Args:
+            texts: Texts.
+            rate: Between 0, as `tokenize`, and 1, single characters.
+            seed: Of the draws, from 0 to 2^32 - 1.
+
+        Returns:
+            int32 ragged (B, None), without special ids.
+
+        Raises:
+            ValueError: If the model has no merges, as it was not trained with model_type="bpe", or `rate` or
+                `seed` is out of range.
+
+        Example:
+            >>> tokenizer = SentencePieceTokenizer.train(["low lower lowest"], 12, model_type="bpe")
+            >>> tokenizer.tokenize_with_dropout(["lower"], rate=1.0, seed=1).row_lengths().numpy()
+            array([6])
+
+        Reference:
+            Provilkov, Emelianenko and Voita 2020, "BPE-Dropout: Simple and Effective Subword Regularization".
+        """
+        self._require_pieces()
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(f"SentencePieceTokenizer: expected a rate from 0 to 1, received {rate}")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"SentencePieceTokenizer: expected a seed from 0 to 2^32 - 1, received {seed}")
+        if not _has_merges(self.model):
+            raise ValueError(
+                "SentencePieceTokenizer: expected a model of merges to drop, received one that is not BPE; "
+                'train it with model_type="bpe", or take no dropout'
+            )
+        sentencepiece.set_random_generator_seed(seed)
+        prepared = to_strings(self.prepare(to_tensor(list(texts)))).tolist()
+        # One thread: with several, who draws which number would be a matter of time.
+        ids = _load(self.model).encode(
+            prepared, enable_sampling=True, alpha=rate, nbest_size=-1, num_threads=1
+        )
+        return tf.ragged.constant(ids, tf.int32, ragged_rank=1)
+
     def save_assets(self, folder: str) -> None:
         """Writes the model file; Keras calls this when it saves a model."""
         self._require_pieces()
@@ -160,7 +206,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._set_pieces([processor.id_to_piece(i) for i in range(processor.vocab_size())])
         with tf.init_scope():  # as in _set_pieces
             self._sub_words = tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32)
-            self._sub_words._model_resource = _named_resource(model)
+            self._sub_words._model_resource = named_resource(model)
 
     def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return self._sub_words.tokenize(texts)
@@ -169,7 +215,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._sub_words.detokenize(ids)
 
 
-def _named_resource(model: bytes) -> Any:
+def named_resource(model: bytes) -> Any:
     """The model as a resource of the graph, under a name of its own.
 
     TensorFlow Text leaves the name to the kernel that makes the resource. It then dies with that kernel,
@@ -209,6 +255,14 @@ def _load(model: bytes) -> sentencepiece.SentencePieceProcessor:
             "with SentencePieceTokenizer.train"
         )
     return processor
+
+
+def _has_merges(model: bytes) -> bool:
+    """Whether a model cuts by merges (BPE); the file says so."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    specification = sentencepiece_model_pb2.ModelProto.FromString(model).trainer_spec
+    return specification.model_type == specification.BPE
 
 
 def _explain(error: RuntimeError, vocabulary_size: int) -> str:

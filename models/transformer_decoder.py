@@ -15,11 +15,11 @@ class TransformerDecoder(TransformerStack):
 
         x_0 = dropout(sqrt(D) E[y] + position)
         x_n = block_n(x_{n-1}, memory)
-        logits = x_N V'
+        logits = x_N V' [+ b]
 
     Args:
         vocabulary_size: Number of token ids.
-        layers: See `TransformerEncoder`, as for every argument but the last.
+        layers: See `TransformerEncoder`, as for every argument that it has.
         units: D, the width of embeddings and blocks.
         feed_forward_units: Width of the hidden layers.
         num_heads: H, the number of attention heads.
@@ -34,6 +34,9 @@ class TransformerDecoder(TransformerStack):
         scale_embeddings: Whether embeddings are multiplied by sqrt(D).
         equal_start: See `MultiHeadAttention`.
         tie_embeddings: Whether V is the token embedding matrix.
+        position_order: Of sinusoidal positions: "interleaved" or "halves".
+        max_wavelength: Of sinusoidal positions.
+        output_bias: Whether there is a bias b, one number for each token.
         **kwargs: `name`, `dtype` and so on, see `keras.layers.Layer`.
 
     Call arguments:
@@ -86,6 +89,9 @@ class TransformerDecoder(TransformerStack):
         scale_embeddings: bool = True,
         equal_start: bool = False,
         tie_embeddings: bool = True,
+        position_order: str = "interleaved",
+        max_wavelength: float = 10000.0,
+        output_bias: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -104,9 +110,12 @@ class TransformerDecoder(TransformerStack):
             num_key_value_heads=num_key_value_heads,
             scale_embeddings=scale_embeddings,
             equal_start=equal_start,
+            position_order=position_order,
+            max_wavelength=max_wavelength,
             **kwargs,
         )
         self.tie_embeddings = tie_embeddings
+        self.output_bias = output_bias
 
     def build(self, target_shape: Any, memory_shape: dict[str, Any]) -> None:
         """Creates every weight from the width of the memory."""
@@ -114,6 +123,10 @@ class TransformerDecoder(TransformerStack):
         if not self.tie_embeddings:
             self.output_kernel = self.add_weight(
                 shape=(self.vocabulary_size, self.units), initializer="glorot_uniform", name="output_kernel"
+            )
+        if self.output_bias:
+            self.output_bias_vector = self.add_weight(
+                shape=(self.vocabulary_size,), initializer="zeros", name="output_bias"
             )
         self.built = True
 
@@ -259,11 +272,16 @@ class TransformerDecoder(TransformerStack):
             x = self.output_norm(x)
         kernel = self.embedding.embeddings if self.tie_embeddings else self.output_kernel
         logits = ops.matmul(x, ops.cast(ops.transpose(kernel), x.dtype))  # (B, T, V)
-        return ops.cast(logits, "float32")
+        logits = ops.cast(logits, "float32")
+        return logits + ops.cast(self.output_bias_vector, "float32") if self.output_bias else logits
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**super().get_config(), "tie_embeddings": self.tie_embeddings}
+        return {
+            **super().get_config(),
+            "tie_embeddings": self.tie_embeddings,
+            "output_bias": self.output_bias,
+        }
 
 
 def _split_hypotheses(nest: Any, batch: Any, hypotheses: Any) -> Any:

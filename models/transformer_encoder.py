@@ -34,6 +34,8 @@ class TransformerEncoder(TransformerStack):
         num_key_value_heads: See `MultiHeadAttention`.
         scale_embeddings: Whether embeddings are multiplied by sqrt(D), see `TokenEmbedding`.
         equal_start: See `MultiHeadAttention`.
+        position_order: Of sinusoidal positions: "interleaved" or "halves", see `PositionalEncoding`.
+        max_wavelength: Of sinusoidal positions, see `PositionalEncoding`.
         **kwargs: `name`, `dtype` and so on, see `keras.layers.Layer`.
 
     Call arguments:

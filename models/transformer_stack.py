@@ -33,6 +33,8 @@ class TransformerStack(keras.layers.Layer):
         num_key_value_heads: See `MultiHeadAttention`.
         scale_embeddings: Whether embeddings are multiplied by sqrt(D).
         equal_start: See `MultiHeadAttention`.
+        position_order: Of sinusoidal positions, see `PositionalEncoding`.
+        max_wavelength: Of sinusoidal positions.
         **kwargs: `name`, `dtype` and so on, see `keras.layers.Layer`.
 
     Raises:
@@ -58,6 +60,8 @@ class TransformerStack(keras.layers.Layer):
         num_key_value_heads: int | None = None,
         scale_embeddings: bool = True,
         equal_start: bool = False,
+        position_order: str = "interleaved",
+        max_wavelength: float = 10000.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -81,6 +85,11 @@ class TransformerStack(keras.layers.Layer):
                 f'{name}: expected max_positions with positions="learned" and with no other, received '
                 f"max_positions={max_positions} and positions={positions!r}"
             )
+        if positions != "sinusoidal" and (position_order, max_wavelength) != ("interleaved", 10000.0):
+            raise ValueError(
+                f'{name}: expected position_order and max_wavelength with positions="sinusoidal" only, '
+                f"received {position_order!r} and {max_wavelength} with positions={positions!r}"
+            )
         if positions == "rotary" and (units // num_heads) % 2:
             raise ValueError(
                 f'{name}: expected an even units / num_heads with positions="rotary", received {units} / '
@@ -102,12 +111,16 @@ class TransformerStack(keras.layers.Layer):
         self.num_key_value_heads = num_key_value_heads
         self.scale_embeddings = scale_embeddings
         self.equal_start = equal_start
+        self.position_order = position_order
+        self.max_wavelength = max_wavelength
         # === Layers ===
         policy = self.dtype_policy
         self.embedding = None  # made by `build`, unless another layer's is shared
         self.position = None
         if positions == "sinusoidal":
-            self.position = PositionalEncoding(name="position", dtype=policy)
+            self.position = PositionalEncoding(
+                max_wavelength=max_wavelength, order=position_order, name="position", dtype=policy
+            )
         elif positions == "learned":
             self.position = LearnedPositionEmbedding(max_positions, name="position", dtype=policy)
         self.embedding_dropout = Dropout(dropout, name="embedding_dropout", dtype=policy)
@@ -183,4 +196,6 @@ class TransformerStack(keras.layers.Layer):
             "num_key_value_heads": self.num_key_value_heads,
             "scale_embeddings": self.scale_embeddings,
             "equal_start": self.equal_start,
+            "position_order": self.position_order,
+            "max_wavelength": self.max_wavelength,
         }

@@ -1,5 +1,6 @@
 """SentencePieceTokenizer; what it shares with the others is tested in test_tokenizer.py."""
 
+import concurrent.futures
 import io
 import json
 import pathlib
@@ -162,6 +163,49 @@ def test_missing_tensorflow_text_names_the_remedy(tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_text", None)
     with pytest.raises(ImportError, match="pip install tensorflow-text"):
         SentencePieceTokenizer(tokenizer.model)
+
+
+LONG_WORDS = ("the translation of the translation", "a station", "", "translations")
+
+
+@pytest.fixture(scope="module")
+def merges():
+    return SentencePieceTokenizer.train([*LONG_WORDS, "the a of"], 40, model_type="bpe")
+
+
+class TestDropout:
+    def draw(self, merges, rate, seed=0):
+        return merges.tokenize_with_dropout(LONG_WORDS, rate, seed).to_list()
+
+    def test_rates_of_nothing_and_of_everything(self, merges):
+        assert self.draw(merges, 0.0) == merges.tokenize(LONG_WORDS).to_list()
+        assert [len(ids) for ids in self.draw(merges, 1.0)] == [len(text) + bool(text) for text in LONG_WORDS]
+
+    def test_the_text_stays(self, merges):
+        for seed in range(20):
+            ids = merges.tokenize_with_dropout(LONG_WORDS, 0.3, seed)
+            assert [text.decode() for text in merges.detokenize(ids.to_tensor()).numpy()] == list(LONG_WORDS)
+
+    def test_more_dropout_more_tokens(self, merges):
+        counts = [
+            sum(len(ids) for seed in range(30) for ids in self.draw(merges, rate, seed))
+            for rate in (0.0, 0.1, 0.3, 0.6, 1.0)
+        ]
+        assert counts == sorted(set(counts))
+
+    def test_the_seed_decides(self, merges):
+        one, other, third = self.draw(merges, 0.3, 1), self.draw(merges, 0.3, 2), self.draw(merges, 0.3, 1)
+        assert one == third != other
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # as in a data pipeline
+            assert pool.submit(self.draw, merges, 0.3, 1).result() == one
+
+    def test_errors(self, merges, tokenizer):
+        with pytest.raises(ValueError, match=r"rate from 0 to 1, received -0\.1"):
+            self.draw(merges, -0.1)
+        with pytest.raises(ValueError, match=r"seed from 0 to 2\^32 - 1, received -1"):
+            self.draw(merges, 0.1, -1)
+        with pytest.raises(ValueError, match=r'not BPE; train it with model_type="bpe"'):
+            tokenizer.tokenize_with_dropout(["a"], 0.1, 0)
 
 
 @keras.saving.register_keras_serializable(package="attention_zoo_tests")

@@ -25,6 +25,7 @@ TARGET = np.array([[1, 5, 6, 9], [1, 7, 0, 0]], "int32")
 SIZES = {"vocabulary_size": V, "layers": N, "units": D, "feed_forward_units": 12, "num_heads": H}
 VARIANTS = {
     "sinusoidal": {},
+    "halves, bias": {"position_order": "halves", "max_wavelength": 300.0, "output_bias": True},
     "sinusoidal, pre-norm": {"normalize_first": True, "activation": "gelu", "tie_embeddings": False},
     "learned": {"positions": "learned", "max_positions": 8, "scale_embeddings": False},
     "learned, pre-norm": {"positions": "learned", "max_positions": 8, "normalize_first": True},
@@ -405,12 +406,21 @@ def test_half_precision_is_close(variant, policy, tolerance):
 
 
 def test_config_round_trip():
-    arguments = {**STACK_ARGUMENTS, "tie_embeddings": False}
+    arguments = {**STACK_ARGUMENTS, "tie_embeddings": False, "output_bias": True}
     decoder = TransformerDecoder(**arguments, name="writer", dtype="mixed_bfloat16")
     config_round_trip(decoder, arguments)
+    arguments = {**SIZES, **VARIANTS["halves, bias"]}
+    config_round_trip(TransformerDecoder(**arguments), arguments)
 
 
-@pytest.mark.parametrize("variant", ["sinusoidal", "learned, pre-norm", "rotary, pre-norm"])
+def test_configurations_from_before_positions_and_bias():
+    expected = TransformerDecoder(**SIZES).get_config()
+    new = ("position_order", "max_wavelength", "output_bias")
+    config = {name: value for name, value in expected.items() if name not in new}
+    assert TransformerDecoder.from_config(config).get_config() == expected
+
+
+@pytest.mark.parametrize("variant", ["halves, bias", "learned, pre-norm", "rotary, pre-norm"])
 def test_file_round_trip(variant, tmp_path):
     memory = example_memory()
     inputs = {

@@ -21,6 +21,7 @@ LENGTHS = [5, 3]
 SIZES = {"vocabulary_size": V, "layers": N, "units": D, "feed_forward_units": 12, "num_heads": H}
 VARIANTS = {
     "sinusoidal": {},
+    "halves": {"position_order": "halves", "max_wavelength": 300.0},
     "sinusoidal, pre-norm": {"normalize_first": True, "activation": "gelu"},
     "learned": {"positions": "learned", "max_positions": 8, "scale_embeddings": False},
     "learned, pre-norm": {"positions": "learned", "max_positions": 8, "normalize_first": True},
@@ -144,9 +145,11 @@ def test_half_precision_is_close(variant, policy, tolerance):
 def test_config_round_trip():
     encoder = TransformerEncoder(**STACK_ARGUMENTS, name="reader", dtype="mixed_bfloat16")
     config_round_trip(encoder, STACK_ARGUMENTS)
+    arguments = {**SIZES, **VARIANTS["halves"]}
+    config_round_trip(TransformerEncoder(**arguments), arguments)
 
 
-@pytest.mark.parametrize("variant", ["sinusoidal", "learned, pre-norm", "rotary, pre-norm"])
+@pytest.mark.parametrize("variant", ["halves", "learned, pre-norm", "rotary, pre-norm"])
 def test_file_round_trip(variant, tmp_path):
     ids = keras.Input((None,), dtype="int32")
     model = keras.Model(ids, built(variant)(ids, return_attention=True))
@@ -184,6 +187,11 @@ def test_sizes_must_be_positive(name):
         ({"positions": "learned", "max_positions": 0}, "max_positions of at least 1, received 0"),
         ({"positions": "rotary", "num_heads": 8}, 'even units / num_heads with positions="rotary"'),
         ({"num_key_value_heads": 3}, "expected num_key_value_heads to divide num_heads, received 3 and 2"),
+        (
+            {"positions": "rotary", "position_order": "halves"},
+            "position_order and max_wavelength with .* only, received 'halves' and 10000.0 with .*'rotary'",
+        ),
+        ({"position_order": "random"}, 'the order "interleaved" or "halves", received \'random\''),
         ({"dropout": 1.5}, "between 0 and 1"),
         ({"activation": "rely"}, "rely"),
     ],

@@ -62,10 +62,12 @@ def normalize(layer, x):
     return (x - mean) / np.sqrt(variance + layer.epsilon) * array(layer.gamma) + array(layer.beta)
 
 
-def sinusoid(position, width):
-    return [
-        (math.cos if i % 2 else math.sin)(position / 10000 ** (2 * (i // 2) / width)) for i in range(width)
+def sinusoid(position, width, max_wavelength=10000, order="interleaved"):
+    waves = [
+        (math.cos if i % 2 else math.sin)(position / max_wavelength ** (2 * (i // 2) / width))
+        for i in range(width)
     ]
+    return waves if order == "interleaved" else waves[0::2] + waves[1::2]
 
 
 def rotate(x, position):
@@ -133,7 +135,8 @@ def decoder_block(block, x, memory):
 def embed(stack, ids):
     x = array(stack.embedding.embeddings)[ids] * (stack.units**0.5 if stack.scale_embeddings else 1)
     if stack.positions == "sinusoidal":
-        return x + np.array([sinusoid(position, stack.units) for position in range(len(ids))])
+        kind = stack.units, stack.max_wavelength, stack.position_order
+        return x + np.array([sinusoid(position, *kind) for position in range(len(ids))])
     return x + array(stack.position.embeddings)[: len(ids)] if stack.positions == "learned" else x
 
 
@@ -158,7 +161,10 @@ def decode(decoder, target, values):
     if decoder.normalize_first:
         x = normalize(decoder.output_norm, x)
     kernel = decoder.embedding.embeddings if decoder.tie_embeddings else decoder.output_kernel
-    return x @ array(kernel).T, np.array(cross).transpose(2, 0, 1, 3), np.array(own).transpose(2, 0, 1, 3)
+    logits = x @ array(kernel).T
+    if decoder.output_bias:
+        logits = logits + array(decoder.output_bias_vector)
+    return logits, np.array(cross).transpose(2, 0, 1, 3), np.array(own).transpose(2, 0, 1, 3)
 
 
 def draw_weights(stack):
