@@ -51,6 +51,8 @@ _TRANSFORMER_ARGUMENTS = (
     "num_key_value_heads",
     "scale_embeddings",
     "equal_start",
+    "position_order",
+    "max_wavelength",
 )
 PART_ARGUMENTS = {
     "RNNEncoder": ("embedding_dim", "units", "layers", "cell", "bidirectional", "dropout"),
@@ -67,7 +69,7 @@ PART_ARGUMENTS = {
         "dropout",
     ),
     "TransformerEncoder": _TRANSFORMER_ARGUMENTS,
-    "TransformerDecoder": (*_TRANSFORMER_ARGUMENTS, "tie_embeddings"),
+    "TransformerDecoder": (*_TRANSFORMER_ARGUMENTS, "tie_embeddings", "output_bias"),
 }
 
 
@@ -281,6 +283,9 @@ class Part(Settings):
     activation_dropout: Rate | None = None
     scale_embeddings: bool | None = None
     equal_start: bool | None = None
+    position_order: Literal["interleaved", "halves"] | None = None
+    max_wavelength: Positive | None = None
+    output_bias: bool | None = None
 
 
 class ImagePart(Settings):
@@ -310,6 +315,7 @@ class Model(Settings):
     preset: str
     encoder: Part | ImagePart
     decoder: Part = Part()
+    start: str | None = None
 
     @pydantic.field_validator("preset")
     @classmethod
@@ -380,6 +386,7 @@ class Training(Settings):
     warmup_steps: Count = 400
     cooldown_epochs: Count | None = None
     label_smoothing: Rate = 0.0
+    r_drop: NonNegative | None = None
     clip_norm: Positive | None = None
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = None
     micro_batches: Count | None = None
@@ -405,6 +412,7 @@ class TranslatorTraining(Training):
 
     batch_tokens: Count
     max_buckets: Count = 5
+    subword_dropout: Rate | None = None
 
 
 class CaptionerTraining(Training):
@@ -517,6 +525,11 @@ class Recipe(Settings):
                 )
         if isinstance(self.data, DataFiles):
             self._check_files(self.data)
+        if self.model.start and not pathlib.Path(self.model.start).exists():
+            raise FileNotFoundError(
+                f"Recipe {self.name!r}: expected model.start to be a trained model, found nothing at "
+                f"{self.model.start}; train that one first, or point elsewhere with model.start=FOLDER."
+            )
 
     def _check_files(self, data: DataFiles) -> None:
         missing = [path for path in data.files() if not pathlib.Path(path).is_file()]
