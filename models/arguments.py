@@ -42,6 +42,17 @@ def not_negative(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_tokenizers(preset: str, tokenizers: Mapping[str, Tokenizer | None]) -> None:
+    """Raises ValueError unless a composition got its tokenizers."""
+    missing = [name for name, tokenizer in tokenizers.items() if tokenizer is None]
+    if missing:
+        raise ValueError(
+            f"from_preset: expected {' and '.join(missing)} with {preset!r}, a composition without weights, "
+            "received none; make them with SentencePieceTokenizer.train or WhitespaceTokenizer.train, or "
+            "take a preset with weights, which has its own: `attention-zoo presets` lists them"
+        )
+
+
 def search_settings(
     *,
     beams: int,

@@ -82,16 +82,20 @@ class Captioner(EncoderDecoder):
     @classmethod
     def from_preset(
         cls,
-        name: str,
-        tokenizer: Tokenizer,
+        name: str | os.PathLike,
+        tokenizer: Tokenizer | None = None,
         encoder: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> "Captioner":
-        """Builds a model by the name of its composition; `presets.PRESETS` lists them.
+        """Builds a model by the name of its composition, or reads one that has its weights.
+
+        `attention-zoo presets` lists the names of both.
 
         Args:
-            name: E.g. "show_attend_and_tell".
+            name: E.g. "show_attend_and_tell", a composition; "show_attend_and_tell_scenes", which comes with
+                weights and tokenizer; or a folder that `save_preset` wrote, which does too. These take no
+                other arguments, and download nothing.
             tokenizer: Tokenizer of the captions.
             encoder: Arguments of the encoder to change, e.g. {"pretrained": "FILE.weights.h5"}, or
                 {"backbone": "ResNet50"}. Presets with a CNN download the weights that it learned on ImageNet.
@@ -103,10 +107,17 @@ class Captioner(EncoderDecoder):
             The model, with its weights, not yet compiled.
 
         Raises:
-            ValueError: If the name or an argument is unknown; the message names the allowed ones.
+            FileNotFoundError: If there is no such folder.
+            ValueError: If the name or an argument is unknown, the message names the allowed ones; if the
+                tokenizer is missing, or anything is given to a preset with weights; if a folder is damaged.
             OSError: If weights cannot be downloaded.
         """
+        changes = {"tokenizer": tokenizer, "encoder": encoder, "decoder": decoder, **kwargs}
+        trained = cls._from_weights(name, changes)
+        if trained is not None:
+            return trained
         preset = presets.get_preset(name, task="captioning")
+        arguments.check_tokenizers(name, {"tokenizer": tokenizer})
         dtype = kwargs.get("dtype")
         model = cls(
             composition.make_encoder(preset, encoder, dtype=dtype),

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from attention_zoo.models import search
+from attention_zoo.models import search, trained_preset
 from attention_zoo.models.teacher_forcing import TeacherForcing, check_inputs
 
 
@@ -275,6 +275,38 @@ class EncoderDecoder(TeacherForcing):
         return results | ({"encoder": memory["attention"]} if "attention" in memory else {})
 
     # === Saving ===
+
+    @classmethod
+    def _from_weights(cls, preset: str | os.PathLike, changes: dict[str, Any]) -> "EncoderDecoder | None":
+        """The model of a preset with weights, in which nothing can be changed; None if it has none."""
+        folder = trained_preset.find_folder(preset)
+        if folder is None:
+            return None
+        from attention_zoo.models import preset_folder
+
+        trained_preset.refuse_changes(preset, changes)
+        return preset_folder.load(folder, cls)
+
+    def save_preset(self, folder: str | os.PathLike, dtype: str = "float32", card: str | None = None) -> None:
+        """Writes a folder that `from_preset` reads: plain files, with checksums, without code.
+
+        The folder holds the configuration, the weights, the vocabularies and a model card, but nothing of the
+        training: neither the optimizer nor what `compile` was given. To go on with a training, `save` or
+        `export`.
+
+        Args:
+            folder: Where to write; must not exist.
+            dtype: Of the stored weights: "float32" keeps them as they are, "float16" takes half of the space.
+            card: Text of the model card, README.md, in Markdown; None writes a short one.
+
+        Raises:
+            FileExistsError: If `folder` exists.
+            ValueError: If the dtype is another, a weight is too large for it, or the model has parts that are
+                neither of this library nor plain ones of Keras.
+        """
+        from attention_zoo.models import preset_folder
+
+        preset_folder.save(self, folder, dtype, files=None if card is None else {preset_folder.CARD: card})
 
     def _write_folder(
         self, folder: str | os.PathLike, endpoints: dict[str, tuple[Callable, list[tf.TensorSpec]]]

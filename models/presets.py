@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 from typing import Any
 
+from attention_zoo.models.trained_preset import trained_presets
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
@@ -253,9 +255,11 @@ def get_preset(name: str, task: str | None = None) -> Preset:
             f"preset: expected one for {task}, {', '.join(names)}; received {name!r}, which is for "
             f"{PRESETS[name].task}: use {right}.from_preset"
         )
-    nearest = difflib.get_close_matches(name, names, n=1)
+    trained = [known for known, preset in trained_presets().items() if task in (None, preset.task)]
+    nearest = difflib.get_close_matches(str(name), [*names, *trained], n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"preset: expected one of {', '.join(names)}; received {name!r}.{hint}")
+    known = ", ".join(names) + (f", or with weights {', '.join(trained)}" if trained else "")
+    raise ValueError(f"preset: expected one of {known}; received {name!r}.{hint}")
 
 
 def override(arguments: dict[str, Any], changes: dict[str, Any] | None) -> dict[str, Any]:

@@ -14,11 +14,13 @@ import keras
 # layers come with `composition`.
 from attention_zoo.models import (  # noqa: F401
     ensemble,
+    marian_tokenizer,
     sentencepiece_tokenizer,
     whitespace_tokenizer,
 )
 from attention_zoo.models.captioner import Captioner
 from attention_zoo.models.encoder_decoder import EncoderDecoder
+from attention_zoo.models.trained_preset import CONFIG
 from attention_zoo.models.translator import Translator
 
 # TensorFlow copies what lies in assets.extra along with a SavedModel and does not look at it.
@@ -29,7 +31,8 @@ def load(path: str | os.PathLike) -> EncoderDecoder:
     """Loads a model to go on training, translate or export.
 
     Args:
-        path: A folder that `export` wrote, or a `.keras` file that `save` wrote.
+        path: A folder that `export` wrote, or a `.keras` file that `save` wrote; or a folder that
+            `save_preset` wrote, which holds nothing of the training.
 
     Returns:
         The model, compiled if the saved one was, optimizer state included.
@@ -41,6 +44,10 @@ def load(path: str | os.PathLike) -> EncoderDecoder:
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"load: expected a model folder or a .keras file, found nothing at {path}")
+    if (path / CONFIG).is_file():
+        from attention_zoo.models import preset_folder
+
+        return preset_folder.load(path)
     file = path / KERAS_FILE if path.is_dir() else path
     if not file.exists():
         raise ValueError(

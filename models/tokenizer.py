@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from attention_zoo.models import text_preparation
+
 PAD_ID = 0
 START_ID = 1
 END_ID = 2
@@ -31,13 +33,30 @@ class Tokenizer(keras.layers.Layer):
     special ones first) to `_set_pieces`, and writes and reads them in `save_assets` and `load_assets`.
 
     Args:
+        preparation: What is done to texts before they are cut into tokens: None for nothing, or
+            "moses_lowercase", see `text_preparation`, so that models whose training text was lower-cased and
+            tokenized by Moses read ordinary text too.
         **kwargs: Arguments of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If there is no such preparation.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, preparation: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.preparation = preparation
         self.built = True
         self._piece_strings: tf.Tensor | None = None
+
+    @property
+    def preparation(self) -> str | None:
+        """What is done to texts before they are cut into tokens; settable."""
+        return self._preparation
+
+    @preparation.setter
+    def preparation(self, value: str | None) -> None:
+        text_preparation.check_preparation(value)
+        self._preparation = value
 
     @property
     def vocabulary_size(self) -> int:
@@ -68,7 +87,11 @@ class Tokenizer(keras.layers.Layer):
                 f"{type(self).__name__}: expected strings of shape (B,), received shape {texts.shape}; "
                 "put a single text into a list"
             )
-        return self._split(texts)
+        return self._split(self.prepare(texts))
+
+    def prepare(self, texts: tf.Tensor) -> tf.Tensor:
+        """Prepares texts as `preparation` says: string (B,) -> string (B,)."""
+        return texts if self.preparation is None else text_preparation.moses_lowercase(texts)
 
     def detokenize(self, ids: Any) -> tf.Tensor:
         """Puts tokens together to text.
@@ -97,6 +120,10 @@ class Tokenizer(keras.layers.Layer):
             string (B, L): "" for padding, "<s>" for the start, "</s>" for the end, "<unk>" for unknown.
         """
         return tf.gather(self._require_pieces(), ids)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "preparation": self.preparation}
 
     def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """Ids of the texts: string (B,) -> int32 ragged (B, None)."""

@@ -59,17 +59,20 @@ class Translator(EncoderDecoder):
     @classmethod
     def from_preset(
         cls,
-        name: str,
-        source_tokenizer: Tokenizer,
-        target_tokenizer: Tokenizer,
+        name: str | os.PathLike,
+        source_tokenizer: Tokenizer | None = None,
+        target_tokenizer: Tokenizer | None = None,
         encoder: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> "Translator":
-        """Builds a model by the name of its composition; `presets.PRESETS` lists them.
+        """Builds a model by the name of its composition, or reads one that has its weights.
+
+        `attention-zoo presets` lists the names of both. Nothing is downloaded.
 
         Args:
-            name: E.g. "bahdanau".
+            name: E.g. "bahdanau", a composition; "bahdanau_dates", which comes with weights and tokenizers;
+                or a folder that `save_preset` wrote, which does too. These take no other arguments.
             source_tokenizer: Tokenizer of the source language.
             target_tokenizer: Tokenizer of the target language.
             encoder: Arguments of the encoder to change, e.g. {"units": 512}.
@@ -81,9 +84,16 @@ class Translator(EncoderDecoder):
             The model, with its weights, not yet compiled.
 
         Raises:
-            ValueError: If the name or an argument is unknown; the message names the allowed ones.
+            FileNotFoundError: If there is no such folder.
+            ValueError: If the name or an argument is unknown, the message names the allowed ones; if
+                tokenizers are missing, or anything is given to a preset with weights; if a folder is damaged.
         """
+        tokenizers = {"source_tokenizer": source_tokenizer, "target_tokenizer": target_tokenizer}
+        trained = cls._from_weights(name, {**tokenizers, "encoder": encoder, "decoder": decoder, **kwargs})
+        if trained is not None:
+            return trained
         preset = presets.get_preset(name, task="translation")
+        arguments.check_tokenizers(name, tokenizers)
         dtype = kwargs.get("dtype")
         encoder_size, decoder_size = source_tokenizer.vocabulary_size, target_tokenizer.vocabulary_size
         model = cls(

@@ -27,7 +27,7 @@ class WhitespaceTokenizer(Tokenizer):
     Args:
         vocabulary: The known words, without the special ones; the first has id 4. None makes an empty
             tokenizer, which loading a saved model fills.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: Arguments of `Tokenizer`.
 
     Raises:
         ValueError: If there is no word, or one is repeated, is empty, has white space in it or is special

@@ -1,16 +1,19 @@
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from typer.testing import CliRunner
 
 from attention_zoo._version import __version__
 from attention_zoo.models.presets import PRESETS
-from attention_zoo.training import cli, launcher
+from attention_zoo.models.trained_preset import trained_presets
+from attention_zoo.training import cli, launcher, publishing
 from attention_zoo.training.recipe import built_in_recipes
 
 runner = CliRunner()
@@ -92,7 +95,19 @@ def test_version():
 def test_help_names_all_commands():
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("train", "translate", "caption", "evaluate", "plot", "export", "presets", "recipes"):
+    for command in (
+        "train",
+        "translate",
+        "caption",
+        "evaluate",
+        "plot",
+        "export",
+        "convert-marian",
+        "convert-ctranslate2",
+        "presets",
+        "publish",
+        "recipes",
+    ):
         assert command in result.output
 
 
@@ -101,6 +116,41 @@ def test_presets():
     assert result.exit_code == 0
     for preset in PRESETS.values():
         assert re.search(rf"^ *{preset.name} +{preset.task} ", result.output, re.MULTILINE)
+    for trained in trained_presets().values():
+        assert re.search(rf"^ *{trained.name} +{trained.task} ", result.output, re.MULTILINE)
+
+
+def test_presets_with_their_sizes_and_scores():
+    result = run("presets", env={"COLUMNS": "200"})
+    for trained in trained_presets().values():
+        facts = f"{trained.parameters:,} +{trained.megabytes:.1f} +{re.escape(trained.headline)}"
+        assert re.search(rf"{trained.name} .* {facts}", result.output)
+
+
+def test_presets_with_weights_are_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = []
+    monkeypatch.setattr(cli, "_load", lambda path: loaded.append(path) or FakeTranslator())
+    shutil.copytree(trained_presets()["bahdanau_dates"].folder, tmp_path / "mine")
+    for name in ("bahdanau_dates", "mine"):
+        assert run("translate", "--model", name, "hello").output == "HELLO\n"
+    assert loaded == [trained_presets()["bahdanau_dates"].folder, pathlib.Path("mine")]
+    result = run("translate", "--model", "bahdanau_datez", "hello")
+    assert result.exit_code == 2
+    assert "bahdanau_dates" in result.stderr
+
+
+def test_publish(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(publishing, "publish", lambda *arguments: asked.append(arguments))
+    out = tmp_path / "out"
+    assert run("publish", tmp_path, out).output == f"Wrote {out}\n"
+    assert run("publish", tmp_path, out, "--float32", "--card", "card.yaml").exit_code == 0
+    assert asked == [(tmp_path, out, "float16", None), (tmp_path, out, "float32", pathlib.Path("card.yaml"))]
+    out.mkdir()
+    result = run("publish", tmp_path, out)
+    assert result.exit_code == 2
+    assert "does not exist yet" in result.stderr
 
 
 def test_recipes():
@@ -251,6 +301,38 @@ def test_export(model, tmp_path):
     result = run("export", "--model", "small", tmp_path / "new", "--beams", 2)
     assert result.exit_code == 0, result.output
     assert model.settings["beams"] == 2
+
+
+def test_convert_marian(tmp_path, monkeypatch):
+    model = FakeTranslator()
+    fake = types.SimpleNamespace(load_marian=lambda folder: model)
+    monkeypatch.setitem(sys.modules, "attention_zoo.models.marian_import", fake)
+    monkeypatch.setattr(cli, "_import_tensorflow", lambda: None)
+    (tmp_path / "opus").mkdir()
+    result = run("convert-marian", tmp_path / "opus", tmp_path / "new", "--beams", 2)
+    assert result.exit_code == 0, result.output
+    assert model.settings["beams"] == 2 and (tmp_path / "new").is_dir()
+
+
+def test_convert_ctranslate2(model, tmp_path, monkeypatch):
+    written = []
+    fake = types.SimpleNamespace(export_ctranslate2=lambda *given: written.append(given))
+    monkeypatch.setitem(sys.modules, "attention_zoo.models.ctranslate2_export", fake)
+    result = run("convert-ctranslate2", "small", tmp_path / "new")
+    assert result.exit_code == 0, result.output
+    assert written == [(model, tmp_path / "new")]
+
+
+def test_conversions_look_before_they_work(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_import_tensorflow", lambda: pytest.fail("it was imported"))
+    result = run("convert-marian", tmp_path / "none", tmp_path / "new")
+    assert result.exit_code == 2 and "Expected a folder" in result.output
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for command, given in (("convert-marian", tmp_path), ("convert-ctranslate2", "small")):
+        for taken in (tmp_path / "full", tmp_path / "full" / "file"):
+            result = run(command, given, taken)
+            assert result.exit_code == 2 and "does not exist yet or is empty" in result.output
 
 
 @pytest.mark.parametrize(

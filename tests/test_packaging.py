@@ -2,8 +2,12 @@
 
 import configparser
 import pathlib
+import shutil
 import subprocess
 import sys
+import tarfile
+
+import pytest
 
 import attention_zoo
 
@@ -32,6 +36,60 @@ def test_top_level_folders_are_the_fixed_ones():
     else:
         folders = {line.split("/")[0] for line in tracked.stdout.splitlines() if "/" in line}
     assert folders <= {"attention_zoo", "models", "training", "tests", "benchmarks", ".ci"}
+
+
+def data_files(folder):
+    """What belongs to models/ and training/ and is no code, as paths below `folder`."""
+    return {
+        path.relative_to(folder).as_posix()
+        for top in ("models", "training")
+        for path in (folder / top).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc") and path.name != "RESULTS.md"
+    }
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Folders with what a wheel holds, and with what a source distribution unpacks to."""
+    pytest.importorskip("setuptools")
+    folder = tmp_path_factory.mktemp("built")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("attention_zoo", "models", "training"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-c", "import setuptools; setuptools.setup()"]
+    commands = [
+        "build_py",
+        "--build-lib",
+        folder / "wheel",
+        "sdist",
+        "--formats",
+        "tar",
+        "--dist-dir",
+        folder,
+    ]
+    subprocess.run([*command, *commands], cwd=source, capture_output=True, check=True)
+    (archive,) = folder.glob("*.tar")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder / "sdist", filter="data")
+    (unpacked,) = (folder / "sdist").iterdir()
+    return folder / "wheel", unpacked
+
+
+def test_presets_and_recipes_are_packed(built):
+    wheel, sdist = built
+    files = data_files(ROOT)
+    assert any(name.endswith("weights.npz") for name in files)
+    assert data_files(wheel / "attention_zoo") == files
+    assert data_files(sdist) == files
+
+
+def test_wheel_is_small(built):
+    wheel, _ = built
+    size = sum(path.stat().st_size for path in wheel.rglob("*") if path.is_file())  # not compressed
+    assert size < 40e6
 
 
 def test_import_is_lazy():

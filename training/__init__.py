@@ -19,5 +19,6 @@ __getattr__, __dir__, __all__ = attach(
         "strategy": "strategies",
         "Recipe": "recipe",
         "run": "run",
+        "publish": "publishing",
     },
 )

@@ -19,6 +19,7 @@ from rich.table import Column, Table
 
 from attention_zoo._version import __version__
 from attention_zoo.models.presets import PRESETS
+from attention_zoo.models.trained_preset import CONFIG, trained_presets
 from attention_zoo.training.recipe import Recipe, built_in_recipes
 
 if TYPE_CHECKING:
@@ -65,7 +66,10 @@ app = typer.Typer(
 )
 
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="Name of a finished run, or folder or .keras file of a model.")
+    str,
+    typer.Option(
+        "--model", "-m", help="Name of a finished run or a preset with weights, or the folder of a model."
+    ),
 ]
 BeamsOption = Annotated[int, typer.Option("--beams", "-b", min=1, help="Hypotheses kept alive; 1 is greedy.")]
 LengthPenaltyOption = Annotated[
@@ -375,13 +379,75 @@ def export(
     typer.echo(f"Wrote {folder}")
 
 
+@app.command("convert-marian")
+def convert_marian(
+    folder: Annotated[
+        pathlib.Path, typer.Argument(help="The model, as Hugging Face has it or as Marian wrote it.")
+    ],
+    output: Annotated[pathlib.Path, typer.Argument(metavar="OUT", help="Where to write the SavedModel.")],
+    beams: BeamsOption = 4,
+) -> None:
+    """Turn a translation model of Marian, such as those of OPUS-MT, into one of ours."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"Expected a folder, received {str(folder)!r}, which does not exist.")
+    _check_output(output)
+    _import_tensorflow()
+    from attention_zoo.models.marian_import import load_marian
+
+    load_marian(folder).export(output, beams=beams)
+    typer.echo(f"Wrote {output}")
+
+
+@app.command("convert-ctranslate2")
+def convert_ctranslate2(
+    model: Annotated[str, typer.Argument(help="A Transformer that translates, as for --model elsewhere.")],
+    output: Annotated[pathlib.Path, typer.Argument(metavar="OUT", help="Where to write.")],
+) -> None:
+    """Write a Transformer for CTranslate2."""
+    path = _find_model(model)
+    _check_output(output)
+    translator = _load_for("translate", path)
+    from attention_zoo.models.ctranslate2_export import export_ctranslate2
+
+    export_ctranslate2(translator, output)
+    typer.echo(f"Wrote {output}")
+
+
+@app.command()
+def publish(
+    run: Annotated[pathlib.Path, typer.Argument(help="Output folder of a finished training.")],
+    folder: Annotated[pathlib.Path, typer.Argument(help="Where to write; its name is the preset's.")],
+    float32: Annotated[bool, typer.Option("--float32", help="Store float32 weights, not float16.")] = False,
+    card: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="YAML file with the card's texts, if the recipe is not a built-in one."),
+    ] = None,
+) -> None:
+    """Turn a finished training into a preset: weights, vocabularies, scores, model card, checksums."""
+    if folder.exists():
+        raise FileExistsError(f"publish: expected a folder that does not exist yet, received {folder}.")
+    _import_tensorflow()
+    from attention_zoo.training.publishing import publish as publish_run
+
+    publish_run(run, folder, "float32" if float32 else "float16", card)
+    typer.echo(f"Wrote {folder}")
+
+
 @app.command()
 def presets() -> None:
-    """List the prebuilt models."""
+    """List the prebuilt models: compositions to train, and models with weights."""
+    console = Console()
     table = Table(Column("name", no_wrap=True), "task", "description", "reference", box=None)
     for preset in PRESETS.values():
         table.add_row(preset.name, preset.task, preset.description, preset.reference)
-    Console().print(table)
+    console.print(table)
+    names = (Column(name, no_wrap=True) for name in ("with weights", "task", "parameters"))
+    table = Table(*names, "MB", "score", box=None)
+    for trained in trained_presets().values():
+        sizes = f"{trained.parameters:,}", f"{trained.megabytes:.1f}"
+        table.add_row(trained.name, trained.task, *sizes, trained.headline)
+    console.print()
+    console.print(table)
 
 
 @app.command()
@@ -403,10 +469,15 @@ def _find_model(model: str) -> pathlib.Path:
     for path in (pathlib.Path(model), pathlib.Path(model, "model"), pathlib.Path("runs", model, "model")):
         if (path.suffix == ".keras" and path.is_file()) or (path / "saved_model.pb").is_file():
             return path
+        if (path / CONFIG).is_file():
+            return path
+    if model in trained_presets():
+        return trained_presets()[model].folder
     runs = sorted(path.parent.parent.name for path in pathlib.Path("runs").glob("*/model/saved_model.pb"))
     raise FileNotFoundError(
-        f"--model: expected the folder of a SavedModel, a .keras file or a finished run (here: "
-        f"{', '.join(runs) or 'none'}), received {model!r}; train one with 'attention-zoo train RECIPE'."
+        "--model: expected the folder of a SavedModel or a preset, a .keras file, a preset with weights "
+        f"({', '.join(trained_presets())}) or a finished run (here: {', '.join(runs) or 'none'}), received "
+        f"{model!r}; train one with 'attention-zoo train RECIPE'."
     )
 
 
@@ -460,6 +531,15 @@ def _check_files(files: Sequence[pathlib.Path], what: str) -> None:
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"Expected {what}, received {str(file)!r}, which does not exist.")
+
+
+def _check_output(folder: pathlib.Path) -> None:
+    """Looks before the work whether a folder can be written."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"OUT: expected a folder that does not exist yet or is empty, received {str(folder)!r}; choose "
+            "another or remove it first."
+        )
 
 
 def _read_standard_input() -> list[str]:
