@@ -1,0 +1,41 @@
+"""What the peers on PyTorch share: the training loop, and a loss over real tokens."""
+
+from collections.abc import Callable
+from typing import Any
+
+import sizes
+import torch
+from peers import common
+
+
+def train(model: torch.nn.Module, loss: Callable[[], Any], task: common.Task, clock: common.Clock) -> int:
+    """Takes the steps of a task; `loss` computes that of the batch. Returns the number of parameters."""
+    torch.set_num_threads(task.threads)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    model.train()
+    for _ in range(task.all_steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        clock.tick()
+    return count_parameters(model)
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Trained numbers; tables of sinusoids do not count."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def tensors(task: common.Task) -> tuple[Any, Any, Any]:
+    """Source, target and labels of a batch; a captioner's source is what a network made of images."""
+    source, target, labels = (torch.tensor(rows) for rows in task.training_batch())
+    if task.size.kind == "captioner":
+        source = torch.randn(task.batch, *task.size.grid)
+    return source, target, labels
+
+
+def masked_crossentropy(logits: Any, labels: Any) -> Any:
+    """The mean over the real tokens: (B, T, V), (B, T) -> ()."""
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=sizes.PAD_ID
+    )

@@ -1,0 +1,319 @@
+"""The parts of benchmarks/ that measure nothing: statistics, tables, what is kept."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))  # scripts, which import each other by their own names
+
+import compare  # noqa: E402
+import environments  # noqa: E402
+import machine  # noqa: E402
+import plot  # noqa: E402
+import report  # noqa: E402
+import sizes  # noqa: E402
+from samples import Job, Samples, busiest, number, summarize, table  # noqa: E402
+
+JOB = Job("train", "T", "attention_zoo")
+RESULT = {
+    "ms": 7, "first_s": 1, "others": 0, "parameters": 9, "peak_mb": 5, "float32": 400, "bfloat16": 800
+}  # fmt: skip
+
+
+def trained(ms, others=0.0, parameters=1000):
+    numbers = {"ms": ms, "first_s": 5.0, "others": others, "parameters": parameters, "peak_mb": 900.0}
+    return {"result": {**numbers, "versions": {"keras": "3"}}, "took_s": 10.0}
+
+
+def decoded(*times):
+    cells = {
+        "{},{}".format(*cell): {"ms": ms, "others": 0.0} for cell, ms in zip(sizes.CELLS, times, strict=True)
+    }
+    return {"result": {"cells": cells, "parameters": 1000}, "took_s": 10.0}
+
+
+@pytest.fixture
+def samples(tmp_path):
+    return Samples(tmp_path / "samples.jsonl")
+
+
+# --- Statistics ---
+
+
+def test_disturbed_samples_do_not_count():
+    summary = summarize([(3.0, 0.0), (1.0, None), (2.0, machine.BUSY), (90.0, machine.BUSY + 0.01)])
+    assert (summary.median, summary.low, summary.high) == (2.0, 1.0, 3.0)
+    assert (summary.count, summary.busy) == (4, 1)
+    assert str(summary) == "2.00 (1.00-3.00)"
+
+
+def test_where_all_samples_were_disturbed_they_count_and_are_marked():
+    summary = summarize([(100.0, 0.5), (104.0, 0.9)])
+    assert summary.median == 102.0
+    assert str(summary) == "102\\* (100-104)"
+
+
+def test_one_quiet_sample_has_no_range():
+    assert str(summarize([(3.0, 0.0), (9.0, 0.5)])) == "3.00"
+
+
+def test_nothing_is_not_summarized():
+    assert summarize([]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.01234, "0.0123"), (1.234, "1.23"), (99.96, "100"), (1234.5, "1,234")]
+)
+def test_numbers_have_three_digits(value, text):
+    assert number(value) == text
+
+
+# --- The machine ---
+
+
+def test_the_part_of_others_is_what_is_neither_idle_nor_own():
+    # In 10 seconds of two cores, 20 in all, 8 were idle and 9 were this process's own.
+    assert machine.part_of_others((100.0, 50.0, 1.0), (120.0, 58.0, 10.0)) == pytest.approx(3 / 20)
+
+
+def test_the_part_of_others_stays_within_its_bounds():
+    # The clocks of processes are finer than those of the machine.
+    assert machine.part_of_others((0.0, 0.0, 0.0), (1.0, 0.0, 1.01)) == 0.0
+    assert machine.part_of_others((1.0, 0.0, 0.0), (1.0, 0.0, 0.0)) == 0.0
+
+
+def test_load_is_a_part_or_unknown():
+    others = machine.Load().others()
+    assert others is None or 0 <= others <= 1
+
+
+def test_a_result_is_as_disturbed_as_its_worst_cell():
+    assert busiest({"others": 0.1}) == 0.1
+    assert busiest({"cells": {"1,1": {"others": 0.01}, "1,4": {"others": 0.3}}}) == 0.3
+    assert busiest({"ms": 1}) is None
+    assert machine.is_busy(0.06) and not machine.is_busy(0.05) and not machine.is_busy(None)
+
+
+# --- Operations ---
+
+
+def test_operations_of_a_transformer_are_those_of_its_matrices():
+    size = sizes.Size("transformer", 4, 10, 0.0, layers=1, feed_forward_units=8, num_heads=2)
+    source, target = 3, 5
+    encoder = 4 * 3 * (4 * 4) + 2 * 3 * (4 * 8) + 2 * 3 * 3 * 4
+    decoder = 6 * 5 * (4 * 4) + 2 * 3 * (4 * 4) + 2 * 5 * (4 * 8) + 2 * 5 * 5 * 4 + 2 * 5 * 3 * 4 + 5 * 4 * 10
+    assert sizes.training_operations(size, 7, source, target) == 3 * 2 * 7 * (encoder + decoder)
+
+
+def test_beams_share_the_encoder():
+    one, two, three = (sizes.decoding_operations(sizes.SIZES["T"], 1, k, 16, 32) for k in (1, 2, 3))
+    assert three - two == two - one < one
+
+
+@pytest.mark.parametrize("name", sizes.SIZES)
+def test_every_size_has_its_operations(name):
+    operations = sizes.training_operations(sizes.SIZES[name], **sizes.TRAINING)
+    assert 1e10 < operations < 1e12
+
+
+# --- Samples ---
+
+
+def test_samples_are_read_again(tmp_path):
+    file = tmp_path / "new" / "samples.jsonl"
+    Samples(file).add(JOB, 0, trained(5.0))
+    with file.open("a") as stream:
+        stream.write('{"command": "tra')  # the process was stopped
+    again = Samples(file)
+    assert again.get(JOB, 0)["result"]["ms"] == 5.0
+    assert again.get(JOB, 1) is None
+    assert again.get(Job("train", "T", "attention_zoo", "batch 8"), 0) is None
+
+
+def test_the_later_sample_of_a_round_counts(samples):
+    samples.add(JOB, 0, trained(5.0))
+    samples.add(JOB, 0, trained(6.0))
+    assert [result["ms"] for result in samples.results(JOB)] == [6.0]
+
+
+def test_a_failure_is_told_until_there_is_a_result(samples):
+    samples.add(JOB, 0, {"error": "failed: no room", "took_s": 1.0})
+    assert samples.error(JOB) == "failed: no room"
+    samples.add(JOB, 1, trained(5.0))
+    assert samples.error(JOB) is None
+    assert len(samples.results(JOB)) == 1
+
+
+def test_time_that_a_job_takes_is_guessed_from_others(samples):
+    assert samples.seconds(JOB) is None
+    samples.add(JOB, 0, {**trained(5.0), "took_s": 4.0})
+    assert samples.seconds(JOB) == samples.seconds(Job("train", "T", "keras_hub")) == 4.0
+
+
+# --- Tables ---
+
+
+def test_table():
+    assert table(["what", "ms"], [["a", "1"], ["long", "100"]]) == (
+        "| what |  ms |\n| :--- | --: |\n| a    |   1 |\n| long | 100 |"
+    )
+
+
+def test_training_table(samples):
+    operations = sizes.training_operations(sizes.SIZES["T"], **sizes.TRAINING)
+    limit = {
+        "float32": 2 * operations / 1e9 / 0.1,
+        "bfloat16": 800.0,
+        "others": 0.0,
+    }  # twice what ours reaches
+    samples.add(Job("train", "T", report.LIMIT), 0, {"result": limit, "took_s": 1.0})
+    for round_number, ms in enumerate((90.0, 100.0, 300.0)):
+        samples.add(JOB, round_number, trained(ms, others=0.0 if ms < 300 else 0.2, parameters=1000))
+    samples.add(JOB, 3, trained(110.0))
+    samples.add(Job("train", "T", "keras_hub"), 0, trained(160.0, parameters=1005))
+    samples.add(Job("train", "T", "marian"), 0, {"error": "not installed: no network", "took_s": 0.1})
+    page = report.training(
+        samples, "T", {"attention_zoo": "Ours", "keras_hub": "Hub", "marian": "M", "torch": "Torch"}
+    )
+    ours, hub, marian, torch = page.splitlines()[2:6]
+    cells = [cell.strip() for cell in ours.strip("|").split("|")]
+    assert cells[:6] == ["Ours", "100 (90.0-110)", "1.00x", "20,480", "50%", "5.00 (5.00-5.00)"]
+    assert "1.60x" in hub
+    assert "not installed: no network" in marian
+    assert "not measured" in torch
+    assert "equal within 1%" in page
+
+
+def test_unequal_models_are_told(samples):
+    samples.add(JOB, 0, trained(1.0, parameters=1000))
+    samples.add(Job("train", "T", "keras_hub"), 0, trained(1.0, parameters=1011))
+    page = report.training(samples, "T", {"attention_zoo": "Ours", "keras_hub": "Hub"})
+    assert "NOT the same number of parameters, within 1%: keras_hub" in page
+
+
+def test_decoding_table(samples):
+    samples.add(Job("decode", "T", "attention_zoo"), 0, decoded(2.0, 4.0, 20.0, 80.0))
+    samples.add(Job("decode", "T", "marian"), 0, decoded(20.0, 2.0, 30.0, 80.0))
+    page = report.decoding(samples, "T", {"attention_zoo": "Ours", "marian": "M"})
+    cells = [cell.strip() for cell in page.splitlines()[3].strip("|").split("|")]
+    assert cells == ["M", "20.0, 10.00x", "2.00, 0.50x", "30.0, 1.50x", "80.0, 1.00x", "1,000"]
+
+
+def test_growth_table(samples):
+    points = [compare.growth_point("training, batch", batch) for batch in (8, 16)]
+    for (_, job, _), ms in zip(points, (10.0, 15.0), strict=True):
+        samples.add(job, 0, trained(ms))
+    row = report.growth(samples, {"batch": points}).splitlines()[3]
+    assert [cell.strip() for cell in row.strip("|").split("|")][:4] == ["16", "15.0", "1.50x", "2.00x"]
+
+
+@pytest.mark.parametrize("axis", compare.GROWTH)
+def test_every_quantity_that_grows_is_measured_apart(axis):
+    points = [compare.growth_point(axis, value) for value in compare.GROWTH[axis]]
+    assert (
+        len({job.arguments for _, job, _ in points}) == len({job.key for _, job, _ in points}) == len(points)
+    )
+    operations = [count for _, _, count in points]
+    assert operations == sorted(set(operations))
+
+
+def test_times_of_others_are_drawn_in_times_of_ours(samples):
+    samples.add(JOB, 0, trained(100.0))
+    samples.add(Job("train", "T", "keras_hub"), 0, trained(160.0))
+    assert plot._ratios(samples, "train", "T", "keras_hub") == {"step": 1.6}
+
+
+# --- The command ---
+
+
+def test_every_peer_has_its_files():
+    for peer in compare.PEERS.values():
+        assert (BENCHMARKS / "peers" / f"{peer.module}.py").is_file()
+        if peer.requirements:
+            assert (BENCHMARKS / "requirements" / f"{peer.requirements}.txt").is_file()
+    assert set(compare.TRAINERS) == set(sizes.SIZES)
+    assert {*compare.DECODERS, *(name for names in compare.TRAINERS.values() for name in names)} <= set(
+        compare.PEERS
+    )
+
+
+def test_an_environment_is_made_once(tmp_path, monkeypatch):
+    calls = []
+
+    def run(command, **kwargs):
+        calls.append(command)
+        (tmp_path / "keras").mkdir(exist_ok=True)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(environments.subprocess, "run", run)
+    python = environments.python_of("keras", tmp_path)
+    assert environments.python_of("keras", tmp_path) == python
+    assert len(calls) == 2  # venv and pip
+    assert environments.python_of(None, tmp_path) == sys.executable
+
+
+def test_a_failed_installation_says_why(tmp_path, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "trying\nERROR: No matching distribution\n\n")
+    monkeypatch.setattr(environments.subprocess, "run", lambda command, **kwargs: failed)
+    with pytest.raises(environments.NotInstalled, match="No matching distribution"):
+        environments.python_of("keras", tmp_path)
+
+
+def test_command_measures_what_is_missing(tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def measure(self, job, python):
+        measured.append(job.peer)
+        if isinstance(python, Exception):
+            return {"error": f"not installed: {python}"}
+        return decoded(1.0, 2.0, 3.0, 4.0) if job.peer != report.LIMIT else {
+            "result": {"float32": 400.0, "bfloat16": 800.0, "others": 0.0}
+        }  # fmt: skip
+
+    def python_of(name, cache):
+        if name == "transformers":
+            raise environments.NotInstalled("no network")
+        return "python"
+
+    monkeypatch.setattr(compare.Runner, "_measure", measure)
+    monkeypatch.setattr(environments, "python_of", python_of)
+    command = ["compare.py", "decode", "--rounds", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "attention_zoo", "marian"])
+    compare.main()
+    assert measured == ["limit", "attention_zoo", "marian"] * 2
+    page = (tmp_path / "decode_T.md").read_text()
+    assert "not installed: no network" in page
+    assert "CTranslate2 int8" in page and "not measured" in page
+    compare.main()
+    assert measured[6:] == ["marian"] * 2  # what failed is tried again
+    monkeypatch.setattr(sys, "argv", [*command[:2], "--rounds", "0", "--output", str(tmp_path)])
+    (tmp_path / "decode_T.md").unlink()
+    compare.main()
+    assert len(measured) == 8 and (tmp_path / "decode_T.md").read_text() == page
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert {line["peer"] for line in lines} == {"limit", "attention_zoo", "marian"}
+
+
+@pytest.mark.parametrize(
+    ("script", "shown"),
+    [
+        (f"echo Loading; echo '{json.dumps(RESULT)}'", "7.00"),
+        ("echo trying >&2; echo expected room, received none >&2; exit 3", "expected room, received none"),
+        ("exit 3", "failed: exit code 3"),
+        ("echo 5 apples", "failed: no result"),
+    ],
+)
+def test_what_a_process_says_is_in_the_table(tmp_path, monkeypatch, capsys, script, shown):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(environments, "python_of", lambda name, cache: str(python))
+    arguments = ["--rounds", "1", "--only", "keras_hub", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["compare.py", "train", *arguments])
+    compare.main()
+    rows = (tmp_path / "train_T.md").read_text().splitlines()
+    assert shown in next(row for row in rows if "KerasHub" in row)
