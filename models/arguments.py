@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from attention_zoo.models.tokenizer import Tokenizer, to_tensor
+from attention_zoo.models.tokenizer import Tokenizer
 
 
 def strings(name: str, values: Any, caller: str) -> list[str]:
@@ -144,7 +144,7 @@ def prefix_ids(
         raise ValueError(
             f"{caller}: expected one prefix, or one per input ({count}), received {len(prefixes)}"
         )
-    rows = tokenizer.tokenize(to_tensor(prefixes)).to_list()
+    rows = tokenizer.ids_of(prefixes)
     longest = max(map(len, rows), default=0)
     if max_length is not None and longest > max_length:
         raise ValueError(

@@ -16,7 +16,7 @@ from attention_zoo.models.caption import Caption
 from attention_zoo.models.encoder_decoder import EncoderDecoder
 from attention_zoo.models.pixels import check_pixels
 from attention_zoo.models.shapes import padded_count, padded_length
-from attention_zoo.models.tokenizer import Tokenizer, to_tensor
+from attention_zoo.models.tokenizer import Tokenizer
 
 
 @keras.saving.register_keras_serializable(package="attention_zoo")
@@ -303,7 +303,7 @@ class Captioner(EncoderDecoder):
         batch_size = arguments.integer("batch_size", batch_size, 1)
         self.check_vocabularies()
         self._check_attention(0.0, return_attention)
-        ids = self.tokenizer.tokenize(to_tensor(texts)).to_list()
+        ids = self.tokenizer.ids_of(texts)
         scored = []
         for start in range(0, len(images), batch_size):
             batch = [self._pixels("score", image) for image in images[start : start + batch_size]]

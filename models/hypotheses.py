@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from attention_zoo.models.shapes import padded_length
-from attention_zoo.models.tokenizer import END_ID, PAD_ID, START_ID, Tokenizer, to_strings
+from attention_zoo.models.tokenizer import END_ID, PAD_ID, START_ID, Tokenizer
 
 if TYPE_CHECKING:
     from attention_zoo.models.encoder_decoder import EncoderDecoder
@@ -32,9 +31,8 @@ def found(
     """
     count = len(source_lengths)
     ids = ops.convert_to_numpy(results["tokens"])[:count]  # (count, N, L)
-    flat = tf.reshape(ids, (-1, ids.shape[-1]))  # (count * N, L)
-    texts = to_strings(tokenizer.detokenize(flat)).reshape(ids.shape[:2])
-    pieces = to_strings(tokenizer.pieces(flat)).reshape(ids.shape)
+    texts = tokenizer.texts_of(ids)  # (count, N)
+    pieces = tokenizer.names_of(ids)  # (count, N, L)
     scores = ops.convert_to_numpy(results["scores"])
     ends = ops.convert_to_numpy(results["lengths"])[:count]
     hypotheses = np.sum(ends > 0, axis=1)  # fewer than N where no more exist
@@ -87,7 +85,7 @@ def scored(
     target = padded([[START_ID, *ids] for ids in targets], rows, width)
     results = model.score_ids(source, target, labels, return_attention)
     log_probabilities = ops.convert_to_numpy(results["token_log_probabilities"])  # (B, T)
-    pieces = to_strings(tokenizer.pieces(labels))
+    pieces = tokenizer.names_of(labels)
     attention = _attention_arrays(results)
     made = []
     for row, ids in enumerate(targets):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from attention_zoo.models import arguments, composition, hypotheses, presets
 from attention_zoo.models.encoder_decoder import EncoderDecoder
 from attention_zoo.models.shapes import most_tokens, padded_count, padded_length
-from attention_zoo.models.tokenizer import END_ID, PAD_ID, Tokenizer, to_strings, to_tensor
+from attention_zoo.models.tokenizer import END_ID, PAD_ID, Tokenizer
 from attention_zoo.models.translation import Translation
 
 
@@ -192,7 +192,7 @@ class Translator(EncoderDecoder):
             max_length = arguments.integer("max_length", max_length, max(1, settings["min_length"]))
         self.check_vocabularies()
         self._check_attention(settings["coverage_penalty"], return_attention)
-        sources = self.source_tokenizer.tokenize(to_tensor(texts)).to_list()
+        sources = self.source_tokenizer.ids_of(texts)
         self._check_lengths(texts, sources)
         prefixes = arguments.prefix_ids(prefix, len(texts), max_length, self.target_tokenizer, "translate")
 
@@ -264,12 +264,12 @@ class Translator(EncoderDecoder):
         batch_size = arguments.integer("batch_size", batch_size, 1)
         self.check_vocabularies()
         self._check_attention(0.0, return_attention)
-        source_ids = self.source_tokenizer.tokenize(to_tensor(sources)).to_list()
+        source_ids = self.source_tokenizer.ids_of(sources)
         self._check_lengths(sources, source_ids, "score")
         for number, ids in enumerate(source_ids):
             if not ids:
                 raise ValueError(f"score: expected sources with text, received a blank one, number {number}")
-        target_ids = self.target_tokenizer.tokenize(to_tensor(targets)).to_list()
+        target_ids = self.target_tokenizer.ids_of(targets)
 
         scored: list[Translation] = [None] * len(sources)
         order = sorted(range(len(sources)), key=lambda i: (len(source_ids[i]), len(target_ids[i])))
@@ -299,7 +299,7 @@ class Translator(EncoderDecoder):
         width = padded_length(max(map(len, sources)) + 1, self.encoder.max_positions)
         source = hypotheses.padded([[*ids, END_ID] for ids in sources], rows, width)
         lengths = [len(ids) + 1 for ids in sources]
-        pieces = to_strings(self.source_tokenizer.pieces(source))
+        pieces = self.source_tokenizer.names_of(source)
 
         def make(row: int, **scored: Any) -> Translation:
             return Translation(texts[row], source_tokens=list(pieces[row, : lengths[row]]), **scored)
@@ -348,7 +348,7 @@ class Translator(EncoderDecoder):
             source, limits=limits.astype("int32"), max_length=most, forced_prefix=forced, **settings
         )
 
-        pieces = to_strings(self.source_tokenizer.pieces(source[:count]))
+        pieces = self.source_tokenizer.names_of(source[:count])
 
         def make(row: int, **hypothesis: Any) -> Translation:
             return Translation(source_tokens=list(pieces[row, : lengths[row]]), **hypothesis)

@@ -5,6 +5,7 @@ import gzip
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from attention_zoo.models.tokenizer import (
     END_ID,
@@ -35,6 +36,36 @@ def test_detokenize_stops_at_the_first_end_and_shows_unknown_tokens(tokenizer):
 
 def test_pieces_name_every_position(tokenizer):
     assert tokenizer.pieces([[1, 4, 3, 2, 0]]).numpy().tolist() == [[b"<s>", b"a", b"<unk>", b"</s>", b""]]
+
+
+class TestForPython:
+    def test_the_same_as_in_graphs(self, tokenizer):
+        texts = ["a b", "", "c a"]
+        assert tokenizer.ids_of(texts) == tokenizer.tokenize(texts).to_list() == [[4, 5], [], [3, 4]]
+        ids = np.array([[[1, 4, 5, 2]], [[4, 3, 2, 0]]], "int32")  # (2, 1, 4)
+        assert tokenizer.texts_of(ids).tolist() == [["a b"], ["a <unk>"]]
+        assert tokenizer.names_of(ids[0]).tolist() == [["<s>", "a", "b", "</s>"]]
+        assert tokenizer.names_of(np.array([0])).tolist() == [""]
+
+    def test_nothing(self, tokenizer):
+        assert tokenizer.ids_of([]) == []
+        assert tokenizer.texts_of(np.zeros((0, 3), "int32")).shape == (0,)
+
+    def test_another_preparation_counts_at_once(self, tokenizer):
+        assert tokenizer.ids_of(["A"]) == [[3]]
+        tokenizer.preparation = "moses_lowercase"
+        assert tokenizer.ids_of(["A"]) == [[4]]
+
+    def test_a_saved_model_does_not_hold_them(self, tokenizer, tmp_path):
+        module = tf.Module()
+        module.tokenizer = tokenizer
+        counts = []
+        for name in ("before", "after"):
+            tf.saved_model.save(module, str(tmp_path / name))
+            saved = SavedModel.FromString((tmp_path / name / "saved_model.pb").read_bytes())
+            counts.append(len(saved.meta_graphs[0].graph_def.library.function))
+            tokenizer.ids_of(["a"])
+        assert counts[0] == counts[1]
 
 
 def test_empty_batches(tokenizer):
