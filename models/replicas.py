@@ -61,6 +61,7 @@ def stack_rows(values: Any, parts: int) -> Any:
     def stack(x: Any) -> Any:
         if x is None:
             return None
+        x = tf.convert_to_tensor(x)  # `train_on_batch` passes arrays
         missing = -tf.shape(x)[0] % parts
         x = tf.pad(x, [(0, missing)] + [(0, 0)] * (x.shape.rank - 1))
         shape = tf.concat([[parts, tf.shape(x)[0] // parts], tf.shape(x)[1:]], axis=0)

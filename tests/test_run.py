@@ -67,6 +67,22 @@ class TestStart:
         for mine, its in zip(model.get_weights(), earlier.get_weights(), strict=True):
             np.testing.assert_array_equal(mine, its)
 
+    def test_mixed_into_the_final_weights(self, finished, tmp_path):
+        model = self.build(finished[0], tmp_path)
+        start = model.get_weights()
+        end = [weight + 1 for weight in start]
+        model.set_weights(end)
+        recipe = load(tmp_path, f"model.start={finished[0] / 'run' / 'model'}", "model.start_share=0.25")
+        run.mix_with_start(model, recipe.model)
+        for before, now in zip(start, model.get_weights(), strict=True):
+            np.testing.assert_allclose(now, before + 0.75, rtol=1e-6, atol=1e-6)
+
+    def test_a_share_of_nothing_is_refused(self, tmp_path):
+        with pytest.raises(
+            ValueError, match=r"expected model\.start with start_share, received start_share=0\.5"
+        ):
+            load(tmp_path, "model.start_share=0.5")
+
     def test_other_shapes_are_refused(self, finished, tmp_path):
         with pytest.raises(ValueError, match=r"model\.start: expected a Translator with .* parameters"):
             self.build(finished[0], tmp_path, "model.decoder.units=10")

@@ -316,6 +316,7 @@ class Model(Settings):
     encoder: Part | ImagePart
     decoder: Part = Part()
     start: str | None = None
+    start_share: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
 
     @pydantic.field_validator("preset")
     @classmethod
@@ -328,6 +329,15 @@ class Model(Settings):
                 f"{preset!r}, which is for {PRESETS[preset].task}."
             )
         return preset
+
+    @pydantic.model_validator(mode="after")
+    def _share_has_start(self) -> "Model":
+        if self.start_share and not self.start:
+            raise ValueError(
+                f"expected model.start with start_share, received start_share={self.start_share} alone; name "
+                "the trained model whose weights are mixed in, or remove it."
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _changes_fit_preset(self) -> "Model":

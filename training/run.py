@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import yaml
 from rich.console import Console
 
@@ -35,7 +36,7 @@ from attention_zoo.training.callbacks.checkpoint_averaging import CheckpointAver
 from attention_zoo.training.callbacks.progress import Progress
 from attention_zoo.training.callbacks.resume import Resume
 from attention_zoo.training.captioning_task import CaptioningTask
-from attention_zoo.training.recipe import PARTS, Recipe, Training
+from attention_zoo.training.recipe import PARTS, Model, Recipe, Training
 from attention_zoo.training.task import Task
 from attention_zoo.training.translation_task import TranslationTask
 
@@ -89,6 +90,8 @@ def train(recipe: Recipe, fresh: bool = False, strategy: str = "auto") -> dict[s
         with devices.scope():
             model = build_model(task, data)
         history = fit(task, model, data)
+        if recipe.model.start_share:
+            mix_with_start(model, recipe.model)
         trained = time.perf_counter()
         if not chief:
             strategies.any_worker(devices, False)  # TensorFlow takes a worker that has left for a dead one
@@ -150,6 +153,27 @@ def build_model(task: Task, data: Any) -> EncoderDecoder:
         _copy_weights(load(settings.start), model, settings.start)
         logger.info("It begins with the weights of %s", settings.start)
     return model
+
+
+def mix_with_start(model: EncoderDecoder, settings: Model) -> None:
+    """Mixes the weights that training began with into those that it ended with.
+
+        w = (1 - share) w_end + share w_start
+
+    What lies between two good models on one path is often better than both (Wortsman et al. 2022, "Robust
+    fine-tuning of zero-shot models").
+    """
+    share = settings.start_share
+    pairs = zip(load(settings.start).get_weights(), model.get_weights(), strict=True)
+    model.set_weights(
+        [
+            ((1 - share) * end + share * start).astype(end.dtype)
+            if np.issubdtype(end.dtype, np.floating)
+            else end
+            for start, end in pairs
+        ]
+    )
+    logger.info("The final weights are mixed with %g of those of %s", share, settings.start)
 
 
 def _copy_weights(source: EncoderDecoder, target: EncoderDecoder, name: str) -> None:
