@@ -1,20 +1,34 @@
-"""One small trained translator that the tests of the models share: XLA compiles are what takes time here."""
+"""Words that the tests of the models share, and how TensorFlow is set up for all tests."""
 
-import keras
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from attention_zoo.models import Translator, WhitespaceTokenizer
-from attention_zoo.models.tokenizer import END_ID, PAD_ID, START_ID
+from attention_zoo.models import WhitespaceTokenizer
 
 # Two devices for tests of tf.distribute, before TensorFlow looks at them; all else runs on the first.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+# What XLA compiles runs a few times here: to optimise it would take longer than it saves.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 WORDS = ["ba", "do", "fi", "ge", "ku", "la", "mo", "ni"]
 LENGTH = 6  # of every row, END included
+
+# The files that take longest: several processes begin with them, so that none is alone with one at the end.
+LONG = [f"test_{name}.py" for name in ("readme", "workers", "distribution", "captioner", "translator")]
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the files of most tests
+
+
+def pytest_collection_modifyitems(items):
+    names = [*LONG, *(item.path.name for item in items)]
+    items.sort(key=lambda item: names.index(item.path.name))
 
 
 def random_texts(count, seed):
@@ -22,43 +36,6 @@ def random_texts(count, seed):
     return [" ".join(random.choice(WORDS, random.integers(1, LENGTH))) for _ in range(count)]
 
 
-def copy_task(tokenizer, texts):
-    """Batches that teach to say what was read."""
-    ids = [row[: LENGTH - 1] for row in tokenizer.tokenize(texts).to_list()]
-
-    def padded(rows):
-        return np.array([row + [PAD_ID] * (LENGTH - len(row)) for row in rows], "int32")
-
-    labels = padded([[*row, END_ID] for row in ids])
-    return {"source": labels, "target": padded([[START_ID, *row] for row in ids])}, labels
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
     return WhitespaceTokenizer(WORDS)
-
-
-@pytest.fixture(scope="session")
-def training(tokenizer):
-    """A translator that learned to copy, and the history of its training. Tests must not train it on."""
-    keras.utils.set_random_seed(1)
-    model = Translator.from_preset(
-        "bahdanau",
-        tokenizer,
-        tokenizer,
-        encoder={"embedding_dim": 24, "units": 16, "dropout": 0.1},
-        decoder={"embedding_dim": 24, "units": 32, "dropout": 0.1, "attention": {"units": 16}},
-        max_source_length=40,
-    )
-    model.compile(keras.optimizers.Adam(0.01))
-    inputs, labels = copy_task(tokenizer, random_texts(1024, seed=2))
-    history = model.fit(
-        inputs, labels, batch_size=64, epochs=20, verbose=0,
-        validation_data=copy_task(tokenizer, random_texts(64, seed=3)),
-    )  # fmt: skip
-    return model, history
-
-
-@pytest.fixture(scope="session")
-def translator(training):
-    return training[0]

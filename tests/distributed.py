@@ -3,6 +3,7 @@
 Imported by test_distribution.py and test_workers.py, which runs it as a script in every worker.
 """
 
+import functools
 import os
 import pathlib
 import signal
@@ -10,6 +11,7 @@ import sys
 
 import keras
 import numpy as np
+import small_models
 import tensorflow as tf
 
 from attention_zoo.layers import AdditiveAttention
@@ -23,7 +25,6 @@ from attention_zoo.models import (
     TransformerEncoder,
     WhitespaceTokenizer,
 )
-from attention_zoo.models.tokenizer import END_ID, START_ID
 from attention_zoo.training import callbacks, strategies
 
 V, T, STEPS = 11, 5, 20
@@ -56,17 +57,11 @@ WITH_XLA = ("transformer",)  # on several workers; XLA takes seconds for each mo
 
 def make_batch(step, images=False, rows=7):
     """Rows of uneven length; in every third batch, the second half has none."""
-    random = np.random.default_rng(step)
-    labels = np.zeros((rows, T), "int32")
-    for row in labels[: rows // 2 if step % 3 == 0 else rows]:
-        count = random.integers(1, T)
-        row[:count] = random.integers(4, V, count)
-        row[count] = END_ID
-    target = np.zeros_like(labels)
-    target[:, 1:] = np.where(labels[:, :-1] == END_ID, 0, labels[:, :-1])
-    target[labels.any(axis=1), 0] = START_ID
-    source = random.integers(0, 256, (rows, 8, 8, 3)).astype("float32") if images else labels
-    return {"source": source, "target": target}, labels
+    empty = rows - rows // 2 if step % 3 == 0 else 0
+    inputs, labels = small_models.make_batch(rows, step, empty, length=T, vocabulary_size=V)
+    if images:
+        inputs["source"] = np.random.default_rng(step).integers(0, 256, (rows, 8, 8, 3)).astype("float32")
+    return inputs, labels
 
 
 def dataset(images=False, last=7):
@@ -114,6 +109,12 @@ def train(
     return [np.array(weight) for weight in model.get_weights()], history.history
 
 
+@functools.cache
+def on_one_device(name):
+    """The weights and the history that training on one device gives."""
+    return train(name, short=False)
+
+
 def assert_same(result, expected, tolerance=1e-5):
     for weight, other in zip(result[0], expected[0], strict=True):
         np.testing.assert_allclose(weight, other, atol=tolerance)
@@ -135,26 +136,35 @@ class SignalItself(keras.callbacks.Callback):
             os.kill(os.getpid(), self.number)
 
 
-def work(folder, interrupted):
-    """What each of two workers does."""
-    strategy = strategies.strategy("auto")
-    chief = strategies.is_chief(strategy)
-    if not interrupted:
-        for name in MODELS:
-            weights, history = train(name, strategy, xla=name in WITH_XLA, short=False)
-            if chief:
-                np.savez(folder / f"{name}.npz", *weights, np.array(history["loss"]))
-    # Each callback at its own step of three epochs, on the worker that is not the chief.
-    signals = [(signal.SIGTERM, 7), (signal.SIGKILL, STEPS + 9)] if interrupted and not chief else []
-    sent = [SignalItself(number, step, folder / f"sent-{number}") for number, step in signals]
+def train_with_backups(folder, strategy, sent=()):
+    """Three epochs with dropout; worker 0 is the chief. What is in the folder is gone on with."""
     averaging = callbacks.CheckpointAveraging(last=2, folder=folder / "checkpoints")
     resume = callbacks.Resume(folder / "backup", every_steps=6)
     weights, history = train(
         "recurrent", strategy, epochs=3, callbacks=[*sent, averaging, resume],
         model=lambda: make_recurrent(dropout=0.3),
     )  # fmt: skip
-    np.savez(folder / f"end-{int(chief)}.npz", *weights, np.array(history["loss"][-1]))
+    worker = int(not strategies.is_chief(strategy))
+    np.savez(folder / f"end-{worker}.npz", *weights, np.array(history["loss"][-1]))
+
+
+def work(folder, again):
+    """What each of two workers does: all trainings, the last of which SIGTERM ends; and, again, that one."""
+    strategy = strategies.strategy("auto")
+    chief = strategies.is_chief(strategy)
+    if not again:
+        for name in MODELS:
+            weights, history = train(name, strategy, xla=name in WITH_XLA, short=False)
+            if chief:
+                np.savez(folder / f"{name}.npz", *weights, np.array(history["loss"]))
+        (folder / "uninterrupted").mkdir(exist_ok=True)
+        train_with_backups(folder / "uninterrupted", strategy)
+    # Each callback at its own step of three epochs, on the worker that is not the chief.
+    signals = [] if chief else [(signal.SIGTERM, 7), (signal.SIGKILL, STEPS + 9)]
+    sent = [SignalItself(number, step, folder / f"sent-{number}") for number, step in signals]
+    (folder / "interrupted").mkdir(exist_ok=True)
+    train_with_backups(folder / "interrupted", strategy, sent)
 
 
 if __name__ == "__main__":
-    work(pathlib.Path(sys.argv[1]), interrupted=sys.argv[2] == "interrupted")
+    work(pathlib.Path(sys.argv[1]), again=sys.argv[2] == "again")

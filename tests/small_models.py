@@ -25,16 +25,20 @@ def make_model(dropout=0.0, seed=1, attention=True, dtype=None, **compile_argume
     return model
 
 
-def make_batch(rows=6, seed=0):
-    """Sentences of different lengths to copy; the last row is nothing but padding."""
+def make_batch(rows=6, seed=0, empty=1, length=T, vocabulary_size=V):
+    """Sentences of different lengths to copy; the last rows, as many as `empty`, are nothing but padding."""
     random = np.random.default_rng(seed)
-    labels = np.zeros((rows, T), "int32")
-    for row in labels[:-1]:
-        count = random.integers(1, T)
-        row[:count] = random.integers(4, V, count)
+    labels = np.zeros((rows, length), "int32")
+    for row in labels[: rows - empty]:
+        count = random.integers(1, length)
+        row[:count] = random.integers(4, vocabulary_size, count)
         row[count] = END_ID
+    return {"source": labels, "target": shifted(labels)}, labels
+
+
+def shifted(labels):
+    """What a decoder reads that shall say these labels."""
     target = np.zeros_like(labels)
-    target[:, 0] = START_ID
     target[:, 1:] = np.where(labels[:, :-1] == END_ID, 0, labels[:, :-1])
-    target[-1] = 0
-    return {"source": labels, "target": target}, labels
+    target[labels.any(axis=1), 0] = START_ID
+    return target

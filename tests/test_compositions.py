@@ -213,9 +213,9 @@ def losses_of_training(model, epochs, **compilation):
 
 @compositions
 def test_training_lowers_the_loss(name):
-    losses = losses_of_training(make_model(name), epochs=3, run_eagerly=True)
+    losses = losses_of_training(make_model(name), epochs=2, run_eagerly=True)
     assert np.all(np.isfinite(losses))
-    assert losses[2] < losses[1] < losses[0]
+    assert losses[1] < losses[0]
 
 
 def test_compiled_training_equals_eager_training():

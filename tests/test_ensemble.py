@@ -38,41 +38,44 @@ def ensemble(members):
     return Ensemble(members)
 
 
-def test_probability_is_the_mean_of_the_members(ensemble, members):
-    together = ensemble.score(TEXTS, TRANSLATIONS)
-    apart = [member.score(TEXTS, TRANSLATIONS) for member in members]
-    for found, *scored in zip(together, *apart, strict=True):
-        mean = np.mean([np.exp(one.log_probabilities) for one in scored], axis=0)
+@pytest.fixture(scope="module")
+def scored(ensemble, members):
+    """The translations as the ensemble scores them, and as each of its members does."""
+    scores = [one.score(TEXTS, TRANSLATIONS, return_attention=True) for one in (ensemble, *members)]
+    return list(zip(*scores, strict=True))
+
+
+def test_probability_is_the_mean_of_the_members(scored):
+    for found, *apart in scored:
+        mean = np.mean([np.exp(one.log_probabilities) for one in apart], axis=0)
         np.testing.assert_allclose(np.exp(found.log_probabilities), mean, rtol=1e-5)
-        assert np.ptp([one.log_probabilities for one in scored], axis=0).max() > 0.1  # they do differ
+        assert np.ptp([one.log_probabilities for one in apart], axis=0).max() > 0.1  # they do differ
 
 
-def test_alignment_is_the_mean_of_the_members(ensemble, members):
-    found = ensemble.score(TEXTS[1], TRANSLATIONS[1], return_attention=True)
-    scored = [member.score(TEXTS[1], TRANSLATIONS[1], return_attention=True) for member in members]
-    np.testing.assert_allclose(found.attention, np.mean([one.attention for one in scored], axis=0), atol=1e-6)
-    assert found.heads == {}
+def test_alignment_is_the_mean_of_the_members(scored):
+    for found, *apart in scored:
+        mean = np.mean([one.attention for one in apart], axis=0)
+        np.testing.assert_allclose(found.attention, mean, atol=1e-6)
+        assert found.heads == {}
 
 
 def test_search_finds_what_it_scores(ensemble):
-    found = ensemble.translate(TEXTS, beams=3, return_attention=True)
+    found = ensemble.translate(TEXTS, beams=2, return_attention=True)
     scored = ensemble.score(TEXTS, [best.text for best in found], return_attention=True)
     for one, other in zip(found, scored, strict=True):
         assert one.score == pytest.approx(other.score, abs=1e-5)
         np.testing.assert_allclose(one.attention, other.attention, atol=1e-5)
 
 
-def test_saved_as_a_whole(ensemble, tmp_path):
+def test_saved_as_a_whole(ensemble, scored, tmp_path):
     ensemble.export(tmp_path / "model", beams=2)
-    expected = ensemble.translate(TEXTS, beams=2)
+    expected = ensemble.translate(TEXTS, beams=2, return_attention=True)
     served = tf.saved_model.load(tmp_path / "model").signatures["serving_default"](texts=tf.constant(TEXTS))
     assert [text.decode() for text in served["text"].numpy()] == [best.text for best in expected]
     loaded = attention_zoo.load(tmp_path / "model")
     assert isinstance(loaded, Ensemble)
     assert loaded.count_params() == ensemble.count_params()
-    for one, other in zip(
-        loaded.score(TEXTS, TRANSLATIONS), ensemble.score(TEXTS, TRANSLATIONS), strict=True
-    ):
+    for one, (other, *_) in zip(loaded.score(TEXTS, TRANSLATIONS), scored, strict=True):
         assert one.score == pytest.approx(other.score, abs=1e-6)
 
 

@@ -1,7 +1,9 @@
+import functools
 import json
 import logging
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +103,25 @@ def assert_same_end(model, uninterrupted, epochs):
 
 def backups(folder):
     return sorted(path.name for path in (folder / "backup").iterdir())
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """The folder of a training of so many epochs: computed when first asked for."""
+
+    @functools.cache
+    def folder(epochs):
+        path = tmp_path_factory.mktemp("trained")
+        train(path, epochs=epochs)
+        return path
+
+    return folder
+
+
+@pytest.fixture
+def trained(folder_of, tmp_path):
+    """Fills the folder of a test with what a training of so many epochs leaves."""
+    return lambda epochs: shutil.copytree(folder_of(epochs), tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -222,8 +243,8 @@ class TestWithinAnEpoch:
         assert epochs == [1, 2, 3, 4]
         assert_same_end(model, uninterrupted, 4)
 
-    def test_backups_of_older_versions_know_no_batches(self, tmp_path, uninterrupted):
-        train(tmp_path, epochs=2)
+    def test_backups_of_older_versions_know_no_batches(self, tmp_path, uninterrupted, trained):
+        trained(2)
         for path in (tmp_path / "backup").iterdir():
             arrays = load_arrays(path)
             state = json.loads(str(arrays.pop("state")))
@@ -364,23 +385,23 @@ class TestTermination:
 
 
 class TestComplete:
-    def test_a_complete_training_is_not_repeated(self, tmp_path, uninterrupted, caplog):
-        train(tmp_path)
+    def test_a_complete_training_is_not_repeated(self, tmp_path, uninterrupted, caplog, trained):
+        trained(EPOCHS)
         caplog.clear()
         model, epochs = train(tmp_path, model=make_model(seed=2))
         assert epochs == []
         assert_same_state(model, uninterrupted)
         assert "complete after 5 epochs" in caplog.text
 
-    def test_more_epochs_go_on(self, tmp_path, uninterrupted):
-        train(tmp_path, epochs=2)
+    def test_more_epochs_go_on(self, tmp_path, uninterrupted, trained):
+        trained(2)
         model, epochs = train(tmp_path, model=make_model(seed=2))
         assert epochs == [2, 3, 4]
         assert_same_state(model, uninterrupted)
 
     @pytest.mark.parametrize("epochs", [2, 4])
-    def test_the_next_fit_of_the_model_starts_at_0(self, tmp_path, epochs):
-        train(tmp_path, epochs=2)
+    def test_the_next_fit_of_the_model_starts_at_0(self, tmp_path, epochs, trained):
+        trained(2)
         model, _ = train(tmp_path, epochs=epochs)
         history = model.fit(Batches().dataset(), epochs=1, verbose=0)
         assert history.epoch == [0]
@@ -450,13 +471,15 @@ class TestOtherCallbacks:
 
 
 class TestDamage:
-    def test_two_backups_are_kept_and_no_half_ones(self, tmp_path):
-        train(tmp_path)
+    def test_two_backups_are_kept_and_no_half_ones(self, tmp_path, trained):
+        trained(EPOCHS)
         assert backups(tmp_path) == ["epoch-000004.npz", "epoch-000005.npz"]
 
     @pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "flipped"])
-    def test_a_damaged_backup_gives_way_to_the_one_before(self, damage, tmp_path, uninterrupted, caplog):
-        train(tmp_path, epochs=3)
+    def test_a_damaged_backup_gives_way_to_the_one_before(
+        self, damage, tmp_path, uninterrupted, caplog, trained
+    ):
+        trained(3)
         newest = tmp_path / "backup" / "epoch-000003.npz"
         content = newest.read_bytes()
         # In the middle of an array of 4 x 3 floats, 128 bytes after its header began.
@@ -474,23 +497,23 @@ class TestDamage:
         assert "epoch-000003.npz is damaged" in caplog.text
         assert_same_state(model, uninterrupted)
 
-    def test_a_half_written_backup_is_not_looked_at(self, tmp_path, uninterrupted):
-        train(tmp_path, epochs=3)
+    def test_a_half_written_backup_is_not_looked_at(self, tmp_path, uninterrupted, trained):
+        trained(3)
         (tmp_path / "backup" / "epoch-000004.partial").write_bytes(b"half")
         model, epochs = train(tmp_path)
         assert epochs == [3, 4]
         assert_same_state(model, uninterrupted)
         assert backups(tmp_path) == ["epoch-000004.npz", "epoch-000005.npz"]
 
-    def test_only_damaged_backups(self, tmp_path):
-        train(tmp_path, epochs=2)
+    def test_only_damaged_backups(self, tmp_path, trained):
+        trained(2)
         for path in (tmp_path / "backup").iterdir():
             path.write_bytes(b"")
         with pytest.raises(ValueError, match="2 damaged; delete the folder to start over"):
             train(tmp_path)
 
-    def test_backup_of_another_model(self, tmp_path):
-        train(tmp_path, epochs=1)
+    def test_backup_of_another_model(self, tmp_path, trained):
+        trained(1)
         with pytest.raises(ValueError, match="expected a backup of this model"):
             train(tmp_path, model=make_model(units=5))
 
@@ -500,18 +523,18 @@ class TestDamage:
         with pytest.raises(ValueError, match="not built; call it on a batch before fit"):
             train(tmp_path, model=model)
 
-    def test_backup_of_another_precision(self, tmp_path):
-        train(tmp_path, epochs=1)
+    def test_backup_of_another_precision(self, tmp_path, trained):
+        trained(1)
         with pytest.raises(ValueError, match="expected a backup of this model"):
             train(tmp_path, model=make_model(dtype="bfloat16"))
 
-    def test_other_callbacks_than_in_the_backup(self, tmp_path):
-        train(tmp_path, epochs=1)
+    def test_other_callbacks_than_in_the_backup(self, tmp_path, trained):
+        trained(1)
         with pytest.raises(ValueError, match=r"expected the 0 callbacks .*received 1"):
             train(tmp_path, resume_options={"callbacks": [keras.callbacks.Callback()]})
 
-    def test_says_that_it_goes_on(self, tmp_path, caplog):
-        train(tmp_path, epochs=1)
+    def test_says_that_it_goes_on(self, tmp_path, caplog, trained):
+        trained(1)
         with caplog.at_level(logging.INFO, logger="attention_zoo"):
             train(tmp_path, epochs=2)
         assert "going on after epoch 1" in caplog.text

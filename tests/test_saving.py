@@ -43,7 +43,7 @@ print(json.dumps([results, error], default=bytes.decode))
 def small_model(words=("a", "b", "c", "d"), dropout=0.3, seed=1, compiled=True):
     keras.utils.set_random_seed(seed)
     sizes = {"embedding_dim": 4, "units": 4, "dropout": dropout}
-    # Two tokenizers; the trained translator of conftest.py has one in both places.
+    # Two tokenizers; that of the exported folder has one in both places.
     model = Translator.from_preset(
         "bahdanau",
         WhitespaceTokenizer(words),
@@ -96,7 +96,8 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "model"
     model.compile(run_eagerly=True)
     model.export(folder, beams=2)
-    return folder, model.translate(TEXTS, beams=2, return_attention=True), tokenizer.model
+    translations = model.translate(TEXTS, beams=2, return_attention=True, batch_size=8)
+    return folder, translations, tokenizer.model
 
 
 # === .keras files ===
@@ -198,20 +199,20 @@ def test_model_without_attention_is_served(tmp_path):
         model.export(tmp_path / "model", coverage_penalty=0.1)
     assert contents(tmp_path) == []
     model.export(tmp_path / "model", beams=1)
-    outputs = tf.saved_model.load(tmp_path / "model").signatures["serving_default"](
-        texts=tf.constant(["a b"])
-    )
+    signatures = tf.saved_model.load(tmp_path / "model").signatures
+    assert "heads" not in signatures
+    outputs = signatures["serving_default"](texts=tf.constant(["a b"]))
     assert set(outputs) == {"text", "score", "tokens", "source_tokens"}
     assert outputs["text"].numpy()[0].decode() == model.translate("a b", beams=1).text
 
 
-def test_export_does_not_touch_what_is_there(translator, tmp_path):
+def test_export_does_not_touch_what_is_there(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("full", "file"):
         with pytest.raises(FileExistsError, match="expected a folder that does not exist yet or is empty"):
-            translator.export(tmp_path / name)
+            small_model().export(tmp_path / name)
     assert contents(tmp_path) == ["file", "full"]
     assert contents(tmp_path / "full") == ["mine.txt"]
 
@@ -220,13 +221,13 @@ def test_export_does_not_touch_what_is_there(translator, tmp_path):
     ("settings", "error"),
     [({"beams": 0}, ValueError), ({"beams": "4"}, TypeError), ({"length_penalty": -1}, ValueError)],
 )
-def test_export_with_wrong_settings(translator, tmp_path, settings, error):
+def test_export_with_wrong_settings(tmp_path, settings, error):
     with pytest.raises(error, match=f"{next(iter(settings))}: expected a"):
-        translator.export(tmp_path / "model", **settings)
+        small_model().export(tmp_path / "model", **settings)
     assert contents(tmp_path) == []
 
 
-def test_failing_export_leaves_nothing(translator, tmp_path, monkeypatch):
+def test_failing_export_leaves_nothing(tmp_path, monkeypatch):
     class FullDisk:
         def track(self, model):
             pass
@@ -242,7 +243,7 @@ def test_failing_export_leaves_nothing(translator, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "new"):
         with pytest.raises(OSError, match="no space left"):
-            translator.export(tmp_path / name)
+            small_model().export(tmp_path / name)
     assert contents(tmp_path) == ["empty"]
     assert contents(tmp_path / "empty") == []
 

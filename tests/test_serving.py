@@ -12,15 +12,6 @@ SIZES = {"layers": 2, "units": 8, "feed_forward_units": 8, "num_heads": 2}
 NAMES = {"cross": "cross_heads", "self": "self_heads", "encoder": "encoder_heads"}
 
 
-def served(model, folder):
-    model.export(folder, beams=2)
-    loaded = tf.saved_model.load(folder)
-    return {
-        name: {key: x.numpy() for key, x in loaded.signatures[name](texts=tf.constant(TEXTS)).items()}
-        for name in loaded.signatures
-    }
-
-
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(3)
@@ -31,7 +22,13 @@ def model():
 
 @pytest.fixture(scope="module")
 def outputs(model, tmp_path_factory):
-    return served(model, tmp_path_factory.mktemp("transformer") / "model")
+    folder = tmp_path_factory.mktemp("transformer") / "model"
+    model.export(folder, beams=2)
+    signatures = tf.saved_model.load(folder).signatures
+    return {
+        name: {key: x.numpy() for key, x in signatures[name](texts=tf.constant(TEXTS)).items()}
+        for name in ("serving_default", "heads")
+    }
 
 
 def test_text_score_and_alignment_are_those_of_the_model(model, outputs):
@@ -55,12 +52,3 @@ def test_heads_are_those_of_the_model(model, outputs):
             if best.text:
                 rows, columns = best.heads[part].shape[-2:]
                 np.testing.assert_allclose(row[..., :rows, :columns], best.heads[part], atol=1e-5)
-
-
-def test_model_without_attention_has_one_signature(tmp_path):
-    words = WhitespaceTokenizer(["a", "b", "c"])
-    sizes = {"embedding_dim": 4, "units": 4}
-    model = Translator.from_preset("seq2seq", words, words, encoder=sizes, decoder=sizes)
-    outputs = served(model, tmp_path / "model")
-    assert [name for name in outputs if name != "serving_default"] in ([], ["serve"])
-    assert "attention" not in outputs["serving_default"]

@@ -3,34 +3,18 @@ import logging
 
 import numpy as np
 import pytest
+from small_recipe import load
 
 from attention_zoo.models.translation import Translation
-from attention_zoo.training import ParallelText, Recipe
+from attention_zoo.training import ParallelText
 from attention_zoo.training.translation_task import Data, TranslationTask
-
-TEXT = """
-name: tiny
-description: For the tests
-data: {kind: generated_dates, training_count: 30, held_out_count: 4}
-tokenizers:
-  source: {kind: sentencepiece, model_type: char, vocabulary_size: 200}
-  target: {kind: sentencepiece, model_type: char, vocabulary_size: 16, normalization: identity}
-model:
-  preset: bahdanau
-  encoder: {embedding_dim: 8, units: 8}
-  decoder: {embedding_dim: 8, units: 8, attention: {units: 8}}
-training: {epochs: 2, batch_tokens: 64, peak_learning_rate: 0.01}
-evaluation: {metric: exact_match}
-"""
 
 TARGETS = ["the cat sat on the mat", "A dog, there!"]
 DATA = Data(None, None, ParallelText(["a", "b b"], TARGETS))
 
 
 def make(folder, *overrides):
-    file = folder / "tiny.yaml"
-    file.write_text(TEXT)
-    return TranslationTask(Recipe.load(str(file), [f"output={folder / 'run'}", *overrides]))
+    return TranslationTask(load(folder, *overrides))
 
 
 def translations(*texts):
@@ -40,9 +24,9 @@ def translations(*texts):
 class TestData:
     def test_generated_parts_differ(self, tmp_path):
         data = make(tmp_path).read_data()
-        assert [len(part) for part in data] == [30, 4, 4]
+        assert [len(part) for part in data] == [200, 12, 12]
         sources = [source for part in data for source in part.sources]
-        assert len(set(sources[30:])) == 8 and not set(sources[:30]) & set(sources[30:])
+        assert len(set(sources[200:])) == 24 and not set(sources[:200]) & set(sources[200:])
 
     def test_files(self, tmp_path):
         for name, text in (("a", "1\n2\n"), ("b", "one\ntwo\n"), ("c", "3\n"), ("d", "three\n")):
@@ -71,8 +55,8 @@ class TestModel:
         task = make(tmp_path)
         data = task.read_data()
         training, validation = task.batches(task.build_model(data), data)
-        assert (training.batch_tokens, training.seed, training.shuffle) == (64, 1, True)
-        assert (validation.batch_tokens, validation.shuffle) == (64, False)
+        assert (training.batch_tokens, training.seed, training.shuffle) == (1024, 1, True)
+        assert (validation.batch_tokens, validation.shuffle) == (1024, False)
 
 
 class TestScore:
