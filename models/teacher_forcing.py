@@ -232,6 +232,9 @@ class TeacherForcing(keras.Model):
         Raises:
             ValueError: If there are several workers, and data that are no dataset.
         """
+        if self.compiled and self.built and not self._is_distributed:
+            # Else the first step makes the optimizer's variables, and is traced a second time for that.
+            self.optimizer.build(self.trainable_variables)
         return super().fit(
             self._shared_out(x), *args, validation_data=self._shared_out(validation_data), **kwargs
         )

@@ -240,6 +240,8 @@ def test_weights_are_those_before_dropout_and_asking_changes_nothing():
 
 def test_compiled_equals_eager_with_unknown_sizes():
     layer = built(downsample=2, use_bias=True, dropout=0.5, seed=1)
+    for weight in layer.weights:  # small ones, as large gradients are less exact
+        weight.assign(weight / 2)
 
     @tf.function(
         jit_compile=True,
@@ -255,8 +257,7 @@ def test_compiled_equals_eager_with_unknown_sizes():
     state.assign(seed)
     result = compiled(tf.constant(x), tf.constant(MASK))
     for expected, found in zip(tf.nest.flatten(eager), tf.nest.flatten(result), strict=True):
-        # Small numbers are differences of large ones, and as exact as those.
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=max(1e-5, 1e-6 * np.abs(expected).max()))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_shapes_before_any_data():
