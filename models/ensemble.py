@@ -179,16 +179,8 @@ def _check(members: list[Any]) -> None:
         first = getattr(members[0], side)
         for number, member in enumerate(members[1:], start=1):
             other = getattr(member, side)
-            if other is not first and not _same_pieces(other, first):
+            if not other.has_pieces_of(first):
                 raise ValueError(
                     f"Ensemble: expected members with the same {side}, received number {number} with other "
                     "pieces than the first; train them with one tokenizer"
                 )
-
-
-def _same_pieces(one: Any, other: Any) -> bool:
-    size = one.vocabulary_size
-    if type(one) is not type(other) or size != other.vocabulary_size:
-        return False
-    ids = ops.reshape(ops.arange(size, dtype="int32"), (1, size))
-    return bool((one.pieces(ids) == other.pieces(ids)).numpy().all())

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import sentencepiece
 import tensorflow as tf
 
-from attention_zoo.models.sentencepiece_tokenizer import named_resource
+from attention_zoo.models.sentencepiece_tokenizer import parse, sub_words
 from attention_zoo.models.tokenizer import SPECIAL_PIECES, UNKNOWN_ID, Tokenizer
 
 _MODEL_FILE = "sentencepiece.model"
@@ -82,22 +81,14 @@ class MarianTokenizer(Tokenizer):
         return {**super().get_config(), "model": None, "vocabulary": None}
 
     def _set_model(self, model: bytes, vocabulary: Sequence[str]) -> None:
-        _check_model(model)
+        parse(model, "MarianTokenizer", "SentencePiece model")
         _check_vocabulary(vocabulary)
-        try:
-            import tensorflow_text
-        except ImportError as error:
-            raise ImportError(
-                "MarianTokenizer: expected tensorflow_text to be installed; pip install tensorflow-text (it "
-                f"has no wheels for Windows and some other platforms): {error}"
-            ) from error
+        self._sub_words = sub_words(model, tf.string, "MarianTokenizer")
         self.model = model
         # A tuple: Keras would wrap a list.
         self.vocabulary = tuple(vocabulary)
         self._set_pieces([*SPECIAL_PIECES, *self.vocabulary])
         with tf.init_scope():  # as in _set_pieces
-            self._sub_words = tensorflow_text.SentencepieceTokenizer(model, out_type=tf.string)
-            self._sub_words._model_resource = named_resource(model)
             # The special pieces are not in the table: "</s>" in a text does not end it.
             first = len(SPECIAL_PIECES)
             ids = tf.range(first, first + len(self.vocabulary), dtype=tf.int32)
@@ -118,23 +109,6 @@ class MarianTokenizer(Tokenizer):
         text = self._sub_words.detokenize(self.pieces(ids))
         # What SentencePiece does not know it leaves as it is, the sign for a space included.
         return tf.strings.strip(tf.strings.regex_replace(text, "▁", " "))
-
-
-def _check_model(model: bytes) -> None:
-    if not isinstance(model, bytes):
-        raise ValueError(
-            f"MarianTokenizer: expected the bytes of a SentencePiece model, received {type(model).__name__}; "
-            "read the file with pathlib.Path(...).read_bytes()"
-        )
-    if not model:  # the package would accept it
-        raise ValueError("MarianTokenizer: expected a SentencePiece model, received 0 bytes")
-    try:
-        sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError:
-        raise ValueError(
-            f"MarianTokenizer: expected a SentencePiece model, received {len(model)} bytes that are none, or "
-            "are damaged"
-        ) from None
 
 
 def _check_vocabulary(vocabulary: Sequence[str]) -> None:

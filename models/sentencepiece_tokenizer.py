@@ -195,18 +195,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _set_model(self, model: bytes) -> None:
         processor = _load(model)
-        try:
-            import tensorflow_text
-        except ImportError as error:
-            raise ImportError(
-                "SentencePieceTokenizer: expected tensorflow_text to be installed; pip install "
-                f"tensorflow-text (it has no wheels for Windows and some other platforms): {error}"
-            ) from error
+        self._sub_words = sub_words(model, tf.int32, "SentencePieceTokenizer")
         self.model = model
         self._set_pieces([processor.id_to_piece(i) for i in range(processor.vocab_size())])
-        with tf.init_scope():  # as in _set_pieces
-            self._sub_words = tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32)
-            self._sub_words._model_resource = named_resource(model)
 
     def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return self._sub_words.tokenize(texts)
@@ -215,7 +206,26 @@ class SentencePieceTokenizer(Tokenizer):
         return self._sub_words.detokenize(ids)
 
 
-def named_resource(model: bytes) -> Any:
+def sub_words(model: bytes, out_type: tf.DType, caller: str) -> Any:
+    """What cuts texts by a model in the graph, into ids (tf.int32) or pieces (tf.string).
+
+    Raises:
+        ImportError: If tensorflow_text is not installed.
+    """
+    try:
+        import tensorflow_text
+    except ImportError as error:
+        raise ImportError(
+            f"{caller}: expected tensorflow_text to be installed; pip install tensorflow-text (it has no "
+            f"wheels for Windows and some other platforms): {error}"
+        ) from error
+    with tf.init_scope():  # eager, wherever the tokenizer is made: all graphs may use it
+        tokenizer = tensorflow_text.SentencepieceTokenizer(model, out_type=out_type)
+        tokenizer._model_resource = _named_resource(model)
+    return tokenizer
+
+
+def _named_resource(model: bytes) -> Any:
     """The model as a resource of the graph, under a name of its own.
 
     TensorFlow Text leaves the name to the kernel that makes the resource. It then dies with that kernel,
@@ -232,22 +242,31 @@ def named_resource(model: bytes) -> Any:
     return NamedResource(model, None)
 
 
-def _load(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    """Parses a model and checks its special ids."""
+def parse(model: bytes, caller: str, kind: str = "model") -> sentencepiece.SentencePieceProcessor:
+    """Parses a model, whatever its special ids are; `kind` is what the error calls it.
+
+    Raises:
+        ValueError: If it is none, or is damaged.
+    """
     if not isinstance(model, bytes):
         raise ValueError(
-            f"SentencePieceTokenizer: expected the bytes of a model, received {type(model).__name__}; "
-            "read the file with pathlib.Path(...).read_bytes()"
+            f"{caller}: expected the bytes of a {kind}, received {type(model).__name__}; read the file with "
+            "pathlib.Path(...).read_bytes()"
         )
     if not model:  # the package would accept it
-        raise ValueError("SentencePieceTokenizer: expected a SentencePiece model, received 0 bytes")
+        raise ValueError(f"{caller}: expected a SentencePiece model, received 0 bytes")
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
         raise ValueError(
-            f"SentencePieceTokenizer: expected a SentencePiece model, received {len(model)} bytes that are "
-            "none, or are damaged"
+            f"{caller}: expected a SentencePiece model, received {len(model)} bytes that are none, or are "
+            "damaged"
         ) from None
+
+
+def _load(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    """Parses a model and checks its special ids."""
+    processor = parse(model, "SentencePieceTokenizer")
     received = {name: getattr(processor, name)() for name in _IDS}
     if received != _IDS:
         raise ValueError(

@@ -124,6 +124,14 @@ class Tokenizer(keras.layers.Layer):
         """
         return tf.gather(self._require_pieces(), ids)
 
+    def has_pieces_of(self, other: "Tokenizer") -> bool:
+        """Whether the other is of the same kind and gives every id the same piece."""
+        if other is self:
+            return True
+        if type(self) is not type(other) or self.vocabulary_size != other.vocabulary_size:
+            return False
+        return bool((self._require_pieces() == other._require_pieces()).numpy().all())
+
     # === For Python: the same, without the cost of many small operations ===
 
     def ids_of(self, texts: Sequence[str]) -> list[list[int]]:

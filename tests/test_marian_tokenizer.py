@@ -125,7 +125,7 @@ def test_works_in_a_graph_a_saved_model_and_a_keras_file(tokenizer, processor, v
 
 
 def test_two_tokenizers_keep_apart(tokenizer, processor, vocabulary, tmp_path):
-    """Their models are resources of one graph, see `named_resource`."""
+    """Their models are resources of one graph, see `sentencepiece_tokenizer.sub_words`."""
     other = MarianTokenizer(spm(["un chat noir", "le chien"], 30), ["▁", "u", "n", "c", "h", "a", "t"])
     expected = [x.tokenize(["un chat"]).to_list() for x in (tokenizer, other)]
     assert expected[0] != expected[1]

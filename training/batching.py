@@ -203,7 +203,7 @@ class TranslationBatches:
         for index in random.permutation(len(batches)) if random else range(len(batches)):
             bucket, rows = batches[index]
             labels = bucket.labels[rows]
-            yield {"source": bucket.source[rows], "target": _shifted(labels)}, labels
+            yield {"source": bucket.source[rows], "target": shifted(labels)}, labels
 
     def _draw(self, epoch: int) -> list[tf.RaggedTensor]:
         """Sources and targets of all pairs, with END, as sub-word dropout cuts them in an epoch."""
@@ -301,7 +301,7 @@ def _padded(ids: tf.RaggedTensor, members: np.ndarray, length: int) -> np.ndarra
     return np.pad(rows, ((0, 1), (0, 0)))
 
 
-def _shifted(labels: np.ndarray) -> np.ndarray:
+def shifted(labels: np.ndarray) -> np.ndarray:
     """What teacher forcing feeds: START, and the labels one position later, without END. (B, T) -> (B, T)."""
     target = np.zeros_like(labels)
     target[:, 1:] = np.where(labels[:, :-1] == END_ID, PAD_ID, labels[:, :-1])

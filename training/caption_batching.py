@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from attention_zoo.models.tokenizer import END_ID, PAD_ID, START_ID, Tokenizer
-from attention_zoo.training.batching import choose_buckets, with_end
+from attention_zoo.models.tokenizer import PAD_ID, Tokenizer
+from attention_zoo.training.batching import choose_buckets, shifted, with_end
 from attention_zoo.training.image_data import CaptionedImages, read_image
 
 logger = logging.getLogger("attention_zoo")
@@ -191,12 +191,8 @@ class CaptionBatches:
         self.epoch.assign(epoch + 1)
         for rows in self._epoch_rows(epoch):
             labels = self._labels[rows, : self._width(rows)]  # (B, T)
-            # The target is the labels one position later, without END.
-            target = np.zeros_like(labels)
-            target[:, 1:] = np.where(labels[:, :-1] == END_ID, PAD_ID, labels[:, :-1])
             real = rows < len(self._owners)
-            target[real, 0] = START_ID
-            yield {"source": self._gather(rows, real), "target": target}, labels
+            yield {"source": self._gather(rows, real), "target": shifted(labels)}, labels
 
     def _gather(self, rows: np.ndarray, real: np.ndarray) -> np.ndarray:
         """The images of rows, those that are not real being zero; or their paths, "" for zero."""

@@ -12,14 +12,12 @@ from transformers import MarianConfig, MarianMTModel
 def train(task: common.Task, clock: common.Clock) -> int:
     """See `common`."""
     model = make_model(task.size)
-    source, target, labels = torch_training.tensors(task)
-    mask = (source != sizes.PAD_ID).long()
 
-    def loss() -> Any:
-        logits = model(input_ids=source, attention_mask=mask, decoder_input_ids=target).logits
-        return torch_training.masked_crossentropy(logits, labels)
+    def predict(source: Any, target: Any) -> Any:
+        mask = (source != sizes.PAD_ID).long()
+        return model(input_ids=source, attention_mask=mask, decoder_input_ids=target).logits
 
-    return torch_training.train(model, loss, task, clock)
+    return torch_training.train(model, task, clock, predict)
 
 
 def decode(task: common.Task) -> tuple[int, Callable]:

@@ -8,14 +8,21 @@ import torch
 from peers import common
 
 
-def train(model: torch.nn.Module, loss: Callable[[], Any], task: common.Task, clock: common.Clock) -> int:
-    """Takes the steps of a task; `loss` computes that of the batch. Returns the number of parameters."""
+def train(
+    model: torch.nn.Module, task: common.Task, clock: common.Clock, predict: Callable | None = None
+) -> int:
+    """Takes the steps of a task; `predict` makes logits of source and target, if not the model itself does.
+
+    Returns the number of parameters.
+    """
     torch.set_num_threads(task.threads)
+    source, target, labels = tensors(task)
+    predict = predict or model
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     model.train()
     for _ in range(task.all_steps):
         optimizer.zero_grad()
-        loss().backward()
+        masked_crossentropy(predict(source, target), labels).backward()
         optimizer.step()
         clock.tick()
     return count_parameters(model)

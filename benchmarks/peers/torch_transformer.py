@@ -10,13 +10,7 @@ from peers import common, torch_training
 
 def train(task: common.Task, clock: common.Clock) -> int:
     """See `common`."""
-    model = Model(task.size)
-    source, target, labels = torch_training.tensors(task)
-
-    def loss() -> Any:
-        return torch_training.masked_crossentropy(model(source, target), labels)
-
-    return torch_training.train(model, loss, task, clock)
+    return torch_training.train(Model(task.size), task, clock)
 
 
 class Model(torch.nn.Module):
