@@ -14,6 +14,8 @@ from attention_zoo.schedules import CooldownSchedule, InverseSquareRootSchedule
 from attention_zoo.training import run
 from attention_zoo.training.callbacks.resume import Resume
 from attention_zoo.training.task import SAMPLES
+from attention_zoo.training.text_data import ParallelText
+from attention_zoo.training.translation_task import TEACHER
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,57 @@ class TestStart:
     def test_nothing_there(self, finished, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"expected model\.start to be a trained model"):
             self.build(tmp_path / "nowhere", tmp_path)
+
+
+class TestTeacher:
+    """A preset with weights teaches: its dates are right."""
+
+    def task(self, tmp_path, *overrides):
+        recipe = load(tmp_path, "training.teacher=bahdanau_dates", *overrides)
+        recipe.check_requirements()
+        run.prepare_folder(recipe, fresh=False)
+        task = run.TASKS[recipe.task](recipe)
+        return task, run.read_data(task)
+
+    def targets(self, batches, model):
+        tokenizer = model.target_tokenizer
+        return {text for _, labels in batches.dataset() for text in tokenizer.texts_of(labels.numpy())}
+
+    def test_its_translations_are_trained_on_too(self, tmp_path):
+        task, data = self.task(tmp_path)
+        model = run.build_model(task, data)
+        wrong = data._replace(training=ParallelText(data.training.sources, ["1"] * len(data.training)))
+        batches, validation = task.batches(model, wrong)
+        assert batches.summary().startswith("400 pairs")
+        assert validation.summary().startswith("12 pairs")
+        texts = {
+            text
+            for _, labels in batches.dataset()
+            for text in model.target_tokenizer.texts_of(labels.numpy())
+        }
+        assert "1" in texts
+        assert len(texts & set(data.training.targets)) > 0.9 * len(set(data.training.targets))
+
+    def test_it_translates_once(self, tmp_path):
+        task, data = self.task(tmp_path)
+        model = run.build_model(task, data)
+        (task.recipe.folder / TEACHER).write_text(json.dumps(["2"] * 200))
+        batches, _ = task.batches(model, data)
+        texts = {
+            text
+            for _, labels in batches.dataset()
+            for text in model.target_tokenizer.texts_of(labels.numpy())
+        }
+        assert "2" in texts
+
+    def test_a_captioner_teaches_no_translator(self, tmp_path):
+        task, data = self.task(tmp_path, "training.teacher=show_attend_and_tell_scenes")
+        with pytest.raises(ValueError, match=r"training\.teacher: expected a Translator, .* a Captioner"):
+            task.batches(run.build_model(task, data), data)
+
+    def test_nothing_there(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"expected training\.teacher .*: bahdanau_dates, "):
+            self.task(tmp_path, "training.teacher=nowhere")
 
 
 class TestFolder:

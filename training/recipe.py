@@ -15,6 +15,7 @@ import pydantic
 import yaml
 
 from attention_zoo.models.presets import PRESETS
+from attention_zoo.models.trained_preset import find_folder, trained_presets
 
 Count = Annotated[int, pydantic.Field(gt=0)]
 Positive = Annotated[float, pydantic.Field(gt=0)]
@@ -423,6 +424,7 @@ class TranslatorTraining(Training):
     batch_tokens: Count
     max_buckets: Count = 5
     subword_dropout: Rate | None = None
+    teacher: str | None = None
 
 
 class CaptionerTraining(Training):
@@ -535,11 +537,17 @@ class Recipe(Settings):
                 )
         if isinstance(self.data, DataFiles):
             self._check_files(self.data)
-        if self.model.start and not pathlib.Path(self.model.start).exists():
-            raise FileNotFoundError(
-                f"Recipe {self.name!r}: expected model.start to be a trained model, found nothing at "
-                f"{self.model.start}; train that one first, or point elsewhere with model.start=FOLDER."
-            )
+        for key, model in self._trained_models().items():
+            if model and not trained_model(model).exists():
+                raise FileNotFoundError(
+                    f"Recipe {self.name!r}: expected {key} to be a trained model, found nothing at {model}; "
+                    f"train that one first, or point elsewhere with {key}=FOLDER, or take a preset with "
+                    f"weights: {', '.join(trained_presets())}."
+                )
+
+    def _trained_models(self) -> dict[str, str | None]:
+        """The trained models that the run needs, by their keys."""
+        return {"model.start": self.model.start}
 
     def _check_files(self, data: DataFiles) -> None:
         missing = [path for path in data.files() if not pathlib.Path(path).is_file()]
@@ -562,6 +570,9 @@ class TranslationRecipe(Recipe):
     training: TranslatorTraining
     evaluation: TranslatorEvaluation
 
+    def _trained_models(self) -> dict[str, str | None]:
+        return {**super()._trained_models(), "training.teacher": self.training.teacher}
+
 
 class CaptioningRecipe(Recipe):
     """One training of a Captioner."""
@@ -583,6 +594,11 @@ class CaptioningRecipe(Recipe):
                 f"{self.data.features!r}; remove it, or set model.encoder.frozen to true."
             )
         return self
+
+
+def trained_model(name: str) -> pathlib.Path:
+    """Returns where a trained model is: a preset with weights, by its name, or a folder."""
+    return find_folder(name) or pathlib.Path(name)
 
 
 def has_attention(preset: str) -> bool:

@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import pathlib
 import platform
 import shlex
 import shutil
@@ -36,9 +35,9 @@ from attention_zoo.training.callbacks.checkpoint_averaging import CheckpointAver
 from attention_zoo.training.callbacks.progress import Progress
 from attention_zoo.training.callbacks.resume import Resume
 from attention_zoo.training.captioning_task import CaptioningTask
-from attention_zoo.training.recipe import PARTS, Model, Recipe, Training
-from attention_zoo.training.task import Task
-from attention_zoo.training.translation_task import TranslationTask
+from attention_zoo.training.recipe import PARTS, Model, Recipe, Training, trained_model
+from attention_zoo.training.task import Task, write_text
+from attention_zoo.training.translation_task import TEACHER, TranslationTask
 
 logger = logging.getLogger("attention_zoo")
 
@@ -118,7 +117,7 @@ def prepare_folder(recipe: Recipe, fresh: bool) -> None:
                 "other things; choose another with output=FOLDER."
             )
         if fresh:
-            for name in (RECORD, "results.json", "alignment.png"):  # nothing but what a run writes
+            for name in (RECORD, "results.json", "alignment.png", TEACHER):  # nothing but what a run writes
                 (folder / name).unlink(missing_ok=True)
             for path in folder.glob("attention-[0-9].png"):
                 path.unlink()
@@ -132,7 +131,7 @@ def prepare_folder(recipe: Recipe, fresh: bool) -> None:
                     f"{', '.join(changed)}; start over with --fresh, or choose another output."
                 )
     folder.mkdir(parents=True, exist_ok=True)
-    _write(record, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_text(record, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     logger.info("Recipe %s: %s\nOutput in %s", recipe.name, recipe.description, folder)
 
 
@@ -150,7 +149,7 @@ def build_model(task: Task, data: Any) -> EncoderDecoder:
     model = task.build_model(data)
     logger.info("Model: %s, %s parameters", settings.preset, f"{model.count_params():,}")
     if settings.start:
-        _copy_weights(load(settings.start), model, settings.start)
+        _copy_weights(load(trained_model(settings.start)), model, settings.start)
         logger.info("It begins with the weights of %s", settings.start)
     return model
 
@@ -164,7 +163,7 @@ def mix_with_start(model: EncoderDecoder, settings: Model) -> None:
     fine-tuning of zero-shot models").
     """
     share = settings.start_share
-    pairs = zip(load(settings.start).get_weights(), model.get_weights(), strict=True)
+    pairs = zip(load(trained_model(settings.start)).get_weights(), model.get_weights(), strict=True)
     model.set_weights(
         [
             ((1 - share) * end + share * start).astype(end.dtype)
@@ -290,7 +289,7 @@ def write_results(
         },
     }
     path = recipe.folder / "results.json"
-    _write(path, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     logger.info("Results: %s (%.0f s training, %.0f s in all)", path, seconds["training"], seconds["total"])
     return results
 
@@ -318,12 +317,6 @@ def _without_nulls(settings: Any) -> Any:
     if not isinstance(settings, dict):
         return settings
     return {key: _without_nulls(value) for key, value in settings.items() if value is not None}
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 class _ConsoleHandler(logging.Handler):

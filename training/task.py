@@ -111,6 +111,13 @@ class Task:
         return {self.inputs: len(served), "equal": equal}
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole: under another name first."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def train_tokenizer(settings: TokenizerSettings, texts: Sequence[str]) -> Tokenizer:
     """Learns a tokenizer."""
     kind = SentencePieceTokenizer if isinstance(settings, SentencePiece) else WhitespaceTokenizer

@@ -1,21 +1,26 @@
 """What is particular to a recipe that trains a Translator."""
 
+import json
 import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from attention_zoo.models.saving import load
 from attention_zoo.models.translation import Translation
 from attention_zoo.models.translator import Translator
+from attention_zoo.training import strategies
 from attention_zoo.training.batching import TranslationBatches
 from attention_zoo.training.callbacks.translation_score import TranslationScore
 from attention_zoo.training.evaluation import bleu_by_length, evaluate_translations, exact_match
 from attention_zoo.training.generated_dates import training_and_held_out
-from attention_zoo.training.recipe import PARTS, GeneratedDates
-from attention_zoo.training.task import SAMPLES, Task, run_in_fresh_process, train_tokenizer
+from attention_zoo.training.recipe import PARTS, GeneratedDates, trained_model
+from attention_zoo.training.task import SAMPLES, Task, run_in_fresh_process, train_tokenizer, write_text
 from attention_zoo.training.text_data import ParallelText
 
 logger = logging.getLogger("attention_zoo")
+
+TEACHER = "teacher.json"  # in the output folder: what the teacher made of the training sources
 
 # Runs in a process of its own, to prove that serving needs nothing but these two imports.
 FRESH_PROCESS = """
@@ -73,8 +78,12 @@ class TranslationTask(Task):
     def batches(self, model: Translator, data: Data) -> tuple[TranslationBatches, TranslationBatches]:
         """Returns the batches for training and for validation."""
         settings, tokenizers = self.recipe.training, (model.source_tokenizer, model.target_tokenizer)
+        text = data.training
+        if settings.teacher:
+            taught = self._taught(text.sources, write=strategies.is_chief(model.distribute_strategy))
+            text = ParallelText([*text.sources, *text.sources], [*text.targets, *taught])
         training = TranslationBatches(
-            data.training,
+            text,
             *tokenizers,
             batch_tokens=settings.batch_tokens,
             max_buckets=settings.max_buckets,
@@ -85,6 +94,28 @@ class TranslationTask(Task):
             data.validation, *tokenizers, batch_tokens=settings.batch_tokens, shuffle=False
         )
         return training, validation
+
+    def _taught(self, sources: list[str], write: bool) -> list[str]:
+        """What the teacher makes of the training sources, kept for the case that the run is interrupted.
+
+        A model learns from the translations of a better one what it cannot learn from people's, as they are
+        simpler and less varied (Kim and Rush 2016, "Sequence-Level Knowledge Distillation", section 3.2).
+        """
+        name, search, path = self.recipe.training.teacher, self.recipe.search, self.recipe.folder / TEACHER
+        if path.is_file():
+            logger.info("The teacher's translations: %s", path)
+            return json.loads(path.read_text(encoding="utf-8"))
+        teacher = load(trained_model(name))
+        if not isinstance(teacher, Translator):
+            raise ValueError(
+                f"training.teacher: expected a Translator, received {name}, a {type(teacher).__name__}."
+            )
+        logger.info("%s translates %s training sentences ...", name, f"{len(sources):,}")
+        translations = teacher.translate(sources, beams=search.beams, length_penalty=search.length_penalty)
+        texts = [translation.text for translation in translations]
+        if write:
+            write_text(path, json.dumps(texts, indent=0, ensure_ascii=False) + "\n")
+        return texts
 
     @property
     def monitored(self) -> str | None:
