@@ -318,7 +318,9 @@ class EncoderDecoder(TeacherForcing):
         self.build()
         with saving.written_whole(folder) as temporary:
             archive = keras.export.ExportArchive()
-            archive.track(self)
+            # For the vocabularies. The variables come with the functions; to track the model itself would
+            # write each of them twice, as Keras takes its variable and TensorFlow's in it for two.
+            archive.track(_Holder(self))
             for name, (function, signature) in endpoints.items():
                 archive.add_endpoint(name, function, input_signature=signature)
             archive.write_out(temporary, verbose=False)
@@ -373,6 +375,14 @@ class EncoderDecoder(TeacherForcing):
     def from_config(cls, config: dict[str, Any]) -> "EncoderDecoder":
         """Builds the model from its configuration."""
         return cls(**{name: _deserialize(value) for name, value in config.items()})
+
+
+class _Holder(tf.Module):
+    """Something that has a model, and is none."""
+
+    def __init__(self, model: EncoderDecoder) -> None:
+        super().__init__()
+        self.model = model
 
 
 def _refuse(options: dict[str, Any], defaults: dict[str, Any], needed: str) -> None:
