@@ -1,4 +1,5 @@
 import json
+import math
 import pathlib
 import shutil
 import subprocess
@@ -189,6 +190,14 @@ def test_served_in_a_fresh_process_equals_translate(exported, tmp_path):
             np.testing.assert_allclose(attention[:length, :source_length], translation.attention, atol=1e-5)
             assert not attention[length:].any()
             assert not attention[:, source_length:].any()
+
+
+def test_every_weight_is_exported_once(exported):
+    folder, *_ = exported
+    variables = tf.train.load_checkpoint(folder / "variables" / "variables")
+    sizes = [math.prod(shape) for shape in variables.get_variable_to_shape_map().values()]
+    model = az.load(folder)
+    assert model.count_params() <= sum(sizes) < 1.1 * model.count_params()
 
 
 def test_model_without_attention_is_served(tmp_path):

@@ -1,4 +1,5 @@
 import math
+import re
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ from transformer_references import (
     pytorch_stack,
 )
 
-from attention_zoo.models import EncoderDecoder, TransformerEncoder
+from attention_zoo.models import EncoderDecoder, TransformerEncoder, search
 from attention_zoo.models.transformer_decoder import TransformerDecoder
 
 B, T, S, K = 2, 4, 5, 3
@@ -161,6 +162,28 @@ def test_shared_heads_make_the_cache_smaller():
 
 
 # === Compiled ===
+
+
+@pytest.mark.parametrize("hypotheses", [1, 3])
+def test_compiled_search_writes_into_the_cache(hypotheses):
+    """A copy of the whole cache at every position would cost more than anything else there."""
+    decoder, length = built(layers=1), 7
+    memory = {name: tf.constant(x) for name, x in example_memory().items()}
+
+    @tf.function(jit_compile=True, autograph=False)
+    def run():
+        prepared = decoder.prepare(memory)
+        state = decoder.initial_state(prepared, hypotheses, max_positions=length)
+        step = lambda token, state: decoder.step(token, state, prepared)  # noqa: E731
+        settings = {"batch_size": B, "max_length": length - 1}
+        if hypotheses == 1:
+            return search.greedy(step, state, **settings)["tokens"]
+        return search.beam(step, state, beams=hypotheses, **settings)["tokens"]
+
+    program = run.experimental_get_compiler_ir()(stage="optimized_hlo")
+    cache = rf"{length},{D // H}\]"  # the last axes, however the others are laid out
+    assert re.search(rf"dynamic-update-slice[^=]* = f32\[[\d,]*{cache}", program)
+    assert not re.search(rf"f32\[[\d,]*{cache}\S* copy\(%get-tuple-element", program)
 
 
 def test_compiled_equals_eager_with_unknown_shapes():
