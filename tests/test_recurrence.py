@@ -104,3 +104,23 @@ def test_other_backends_scan_through_keras(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     monkeypatch.setattr(recurrence, "_tensorflow_scan", None)
     assert_equal_nests(scan(step, inputs, state), ours)
+
+
+def test_weights_are_read_once():
+    """Else the backward pass would need a copy of them for every position."""
+    kernel = keras.Variable(random(3, 3))
+    x, gate, hidden, _ = example(length=4, batch=2)
+
+    @tf.function(autograph=False)
+    def run():
+        state = {"hidden": hidden, "count": ops.convert_to_tensor(10)}
+        with tf.GradientTape() as tape:
+            _, outputs = scan(make_step(kernel), {"x": x, "gate": gate}, state, weights=[kernel])
+            loss = ops.sum(outputs[0])
+        return tape.gradient(loss, kernel.value)
+
+    graph = run.get_concrete_function().graph.as_graph_def()
+    loops = [f for f in graph.library.function if "while_body" in f.signature.name]
+    assert len(loops) >= 2  # forward and backward
+    assert not [node.name for f in loops for node in f.node_def if node.op == "ReadVariableOp"]
+    assert [node for node in graph.node if node.op == "ReadVariableOp"]

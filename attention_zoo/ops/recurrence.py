@@ -59,7 +59,8 @@ def _tensorflow_scan(
     def inputs_at(position: Any) -> Any:
         return tf.nest.pack_sequence_as(inputs, [source.read(position) for source in sources])
 
-    values = [(weight, ops.convert_to_tensor(weight)) for weight in weights]
+    # Tensors of TensorFlow: what Keras converts a variable to may be the variable.
+    values = [(weight, tf.convert_to_tensor(weight)) for weight in weights]
 
     # Traced for the outputs' structure and shapes only; nothing depends on its values, so the graph
     # drops it again.
