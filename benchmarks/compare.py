@@ -92,20 +92,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="0 writes the table of the samples there are")
     parser.add_argument("--only", nargs="+", choices=PEERS, help="measure these, and no others")
     parser.add_argument("--steps", type=int, help="steps of training in one process")
-    parser.add_argument("--threads", type=int, default=machine.cores())
+    parser.add_argument(
+        "--threads", type=int, nargs="+", help="threads of a process; of several, decode takes the best"
+    )
     parser.add_argument("--retake-busy", action="store_true", help="take samples again that others disturbed")
     parser.add_argument("--cache", type=pathlib.Path, default=CACHE, help="folder of virtual environments")
     parser.add_argument(
         "--output", type=pathlib.Path, default="runs/benchmarks", help="folder of samples and tables"
     )
     arguments = parser.parse_args()
+    arguments.threads = arguments.threads or [
+        *({1} if arguments.command in ("decode", "plot") else ()),
+        machine.cores(),
+    ]
     arguments.cache = arguments.cache.expanduser().absolute()  # processes run in another folder
     samples = Samples(arguments.output / "samples.jsonl")
     if arguments.command == "plot":
         import plot
 
         labels = {name: peer.label for name, peer in PEERS.items()}
-        print(plot.draw(samples, TRAINERS, DECODERS, labels, arguments.output / "benchmarks.png"))
+        decoding = {
+            size: {name: report.decoding_jobs(size, name, arguments.threads) for name in DECODERS}
+            for size in sizes.SIZES
+        }
+        print(plot.draw(samples, TRAINERS, decoding, labels, arguments.output / "benchmarks.png"))
         return
     if arguments.command == "decode" and sizes.SIZES[arguments.size].kind != "transformer":
         parser.error(f"decode: expected size T or B, received {arguments.size}; no peer decodes the others")
@@ -129,9 +139,13 @@ def plan(arguments: argparse.Namespace) -> tuple[list[Job], Any]:
     if command == "memory":
         jobs = [Job(command, size, name, arguments=MEMORY_STEPS) for name in labels]
         return jobs, lambda samples: report.memory(samples, size, labels)
-    draw = {"train": report.training, "decode": report.decoding}[command]
-    jobs = [Job(command, size, name, arguments=steps if command == "train" else ()) for name in labels]
-    return [Job(command, size, report.LIMIT), *jobs], lambda samples: draw(samples, size, labels)
+    limit = Job(command, size, report.LIMIT)
+    if command == "decode":
+        jobs = {name: report.decoding_jobs(size, name, arguments.threads) for name in labels}
+        every = [limit, *(job for name in labels for job in jobs[name])]
+        return every, lambda samples: report.decoding(samples, size, labels, jobs)
+    jobs = [Job(command, size, name, arguments=steps) for name in labels]
+    return [limit, *jobs], lambda samples: report.training(samples, size, labels)
 
 
 def growth_point(axis: str, value: int) -> tuple[int, Job, float]:
@@ -187,7 +201,7 @@ class Runner:
             print(f"[{place + 1}/{len(waiting)}] {' '.join(filter(None, job.key))} ...", end="", flush=True)
             start = time.monotonic()
             record = self._measure(job, pythons[job.peer])
-            record |= {"took_s": time.monotonic() - start, "threads": self.arguments.threads}
+            record |= {"took_s": time.monotonic() - start, "threads": self._threads(job)}
             self.samples.add(job, round_number, record)
             left = sum(self.samples.seconds(job) for _, job in waiting[place + 1 :])
             print(f" {_shown(record)}; {record['took_s']:.0f} s, about {left / 60:.0f} min left", flush=True)
@@ -214,7 +228,7 @@ class Runner:
         if isinstance(python, Exception):
             return {"error": f"not installed: {python}"}
         peer = PEERS[job.peer]
-        threads = str(self.arguments.threads)
+        threads = str(self._threads(job))
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": threads,
@@ -240,6 +254,9 @@ class Runner:
             reason = "no result"
         return {"error": f"failed: {reason}"}
 
+    def _threads(self, job: Job) -> int:
+        return job.threads or max(self.arguments.threads)
+
     def _module(self, job: Job, peer: Peer) -> list[str]:
         """What a job runs, with its arguments."""
         if job.command == "startup":
@@ -253,7 +270,8 @@ class Runner:
 
     def _write(self, text: str) -> None:
         """Prints the table, and writes it under a temporary name first, so that it is whole."""
-        where = f"{machine.description()}, {self.arguments.threads} threads, {datetime.date.today()}."
+        threads = " or ".join(map(str, self.arguments.threads))
+        where = f"{machine.description()}, {threads} threads, {datetime.date.today()}."
         text = f"{text}\n{where}\n"
         name = self.arguments.command
         if name in ("train", "decode", "memory"):

@@ -11,7 +11,7 @@ from samples import Job, Samples, summarize
 def draw(
     samples: Samples,
     trainers: dict[str, list[str]],
-    decoders: list[str],
+    decoding: dict[str, dict[str, list[Job]]],
     labels: dict[str, str],
     file: pathlib.Path,
 ) -> str:
@@ -20,7 +20,7 @@ def draw(
     Args:
         samples: All samples.
         trainers: For each size the peers that train it.
-        decoders: The peers that decode.
+        decoding: For each size, the jobs of each peer that decodes.
         labels: The name of each peer for people.
         file: Where to.
 
@@ -32,11 +32,12 @@ def draw(
     """
     panels = {}
     for size in sizes.SIZES:
-        for command, peers in (("train", trainers[size]), ("decode", decoders)):
-            ratios = {labels[peer]: _ratios(samples, command, size, peer) for peer in peers}
-            ratios = {label: found for label, found in ratios.items() if found}
+        steps = {peer: _step(samples, Job("train", size, peer)) for peer in trainers[size]}
+        cells = {peer: _cells(samples, jobs) for peer, jobs in decoding[size].items()}
+        for title, times in ((f"training, size {size}", steps), (f"decoding, size {size}", cells)):
+            ratios = _ratios(times, labels)
             if len(ratios) > 1:
-                panels[f"{command}, size {size}"] = ratios
+                panels[title] = ratios
     if not panels:
         raise ValueError("plot: expected samples of ours and of others, received none; run train or decode")
     try:
@@ -73,22 +74,27 @@ def _draw_panel(ax: Any, title: str, ratios: dict[str, dict[str, float]]) -> Non
         ax.legend(fontsize=6)
 
 
-def _ratios(samples: Samples, command: str, size: str, peer: str) -> dict[str, float]:
-    """For each cell of decoding, or for the step of training, the time in times of ours."""
-    times, ours = (_times(samples, Job(command, size, name)) for name in (peer, report.OURS))
-    return {cell: time / ours[cell] for cell, time in times.items() if cell in ours}
+def _ratios(times: dict[str, dict[str, float]], labels: dict[str, str]) -> dict[str, dict[str, float]]:
+    """The times of each peer that has any, in times of ours, by its label."""
+    ours = times[report.OURS]
+    ratios = {
+        labels[peer]: {cell: time / ours[cell] for cell, time in found.items() if cell in ours}
+        for peer, found in times.items()
+    }
+    return {label: found for label, found in ratios.items() if found}
 
 
-def _times(samples: Samples, job: Job) -> dict[str, float]:
-    pairs: dict[str, list] = {}
-    for result in samples.results(job):
-        for name, cell in result.get("cells", {"step": result}).items():
-            pairs.setdefault(name, []).append((cell["ms"], cell["others"]))
-    return {_named(name): summarize(found).median for name, found in pairs.items()}
+def _step(samples: Samples, job: Job) -> dict[str, float]:
+    """The time of a step of training, if there are samples."""
+    found = summarize((result["ms"], result["others"]) for result in samples.results(job))
+    return {} if found is None else {"step": found.median}
 
 
-def _named(cell: str) -> str:
-    if "," not in cell:
-        return cell
-    batch, beams = cell.split(",")
-    return f"batch {batch}, {'greedy' if beams == '1' else f'beam {beams}'}"
+def _cells(samples: Samples, jobs: list[Job]) -> dict[str, float]:
+    """The best time for each cell of decoding of which there are samples."""
+    found = {cell: report.best(samples, jobs, cell) for cell in sizes.CELLS}
+    return {_named(*cell): summary.median for cell, summary in found.items() if summary is not None}
+
+
+def _named(batch: int, beams: int) -> str:
+    return f"batch {batch}, {'greedy' if beams == 1 else f'beam {beams}'}"

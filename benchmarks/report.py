@@ -4,7 +4,7 @@ from typing import Any
 
 import machine
 import sizes
-from samples import Job, Samples, number, summarize, table
+from samples import Job, Samples, Summary, number, summarize, table
 
 OURS = "attention_zoo"
 LIMIT = "limit"
@@ -52,21 +52,37 @@ def training(samples: Samples, size: str, peers: dict[str, str]) -> str:
     return _page(table(header, rows), notes, samples, [*jobs.values()])
 
 
-def decoding(samples: Samples, size: str, peers: dict[str, str]) -> str:
-    """Decoding with one size; arguments as for `training`."""
-    jobs = {name: Job("decode", size, name) for name in peers}
+def decoding_jobs(size: str, peer: str, threads: list[int]) -> list[Job]:
+    """The jobs that measure how fast a peer decodes: one for each number of threads."""
+    return [
+        Job("decode", size, peer, variant=f"{count} threads", threads=count)
+        for count in dict.fromkeys(threads)
+    ]
+
+
+def decoding(samples: Samples, size: str, peers: dict[str, str], jobs: dict[str, list[Job]]) -> str:
+    """Decoding with one size, each number with as many threads as suit it best.
+
+    Args:
+        samples: All samples.
+        size: Name of the size.
+        peers: Name and label of each peer, ours first.
+        jobs: For each peer its `decoding_jobs`.
+    """
+    results = {name: [r for job in jobs[name] for r in samples.results(job)] for name in peers}
+    all_jobs = [job for name in peers for job in jobs[name]]
     limit = _limit(samples, Job("decode", size, LIMIT))
-    ours = {cell: _cell(samples, jobs[OURS], cell) for cell in sizes.CELLS}
+    ours = {cell: best(samples, jobs[OURS], cell) for cell in sizes.CELLS}
     rows, shares = [], []
     for name, label in peers.items():
-        if not samples.results(jobs[name]):
-            rows.append([label, _missing(samples, jobs[name]), *[""] * 4])
+        if not results[name]:
+            rows.append([label, _missing(samples, jobs[name][0]), *[""] * 4])
             continue
         row = [label]
         for cell in sizes.CELLS:
-            time = _cell(samples, jobs[name], cell)
+            time = best(samples, jobs[name], cell)
             row.append(f"{time}, {_ratio(time, ours[cell])}" if time and name != OURS else str(time or ""))
-        rows.append([*row, f"{samples.results(jobs[name])[0]['parameters']:,}"])
+        rows.append([*row, f"{results[name][0]['parameters']:,}"])
     for batch, beams in sizes.CELLS if limit else ():
         time = ours[batch, beams]
         if time is not None:
@@ -80,10 +96,11 @@ def decoding(samples: Samples, size: str, peers: dict[str, str]) -> str:
     notes = [
         _sizes_of("decoding", size),
         f"Attention Zoo reaches {', '.join(shares)} of the float32 peak." if shares else "",
+        _threads(list(jobs.values())),
         _limits(limit),
-        _parameters(samples, list(jobs.values())),
+        _parameters(samples, all_jobs),
     ]
-    return _page(table(header, rows), notes, samples, [*jobs.values()])
+    return _page(table(header, rows), notes, samples, all_jobs)
 
 
 def memory(samples: Samples, size: str, peers: dict[str, str]) -> str:
@@ -145,10 +162,19 @@ def _summary(samples: Samples, job: Job, name: str, quiet: bool = False) -> Any:
     return summarize((r[name], None if quiet else r["others"]) for r in samples.results(job))
 
 
-def _cell(samples: Samples, job: Job, cell: tuple[int, int]) -> Any:
+def best(samples: Samples, jobs: list[Job], cell: tuple[int, int]) -> Summary | None:
+    """The least of the times that several jobs took for a cell of decoding."""
     name = "{},{}".format(*cell)
-    cells = [result["cells"][name] for result in samples.results(job) if name in result["cells"]]
-    return summarize((one["ms"], one["others"]) for one in cells)
+    found = []
+    for job in jobs:
+        cells = [result["cells"][name] for result in samples.results(job) if name in result["cells"]]
+        found.append(summarize((one["ms"], one["others"]) for one in cells))
+    return min(filter(None, found), key=lambda summary: summary.median, default=None)
+
+
+def _threads(jobs: list[list[Job]]) -> str:
+    counts = " and ".join(str(job.threads) for job in jobs[0])
+    return f"Each number is the best of those with {counts} threads." if len(jobs[0]) > 1 else ""
 
 
 def _ratio(value: Any, ours: Any) -> str:

@@ -20,6 +20,7 @@ class Job:
         peer: Name of the peer.
         variant: What else tells jobs of one peer apart, e.g. "batch 8".
         arguments: Further arguments of the process.
+        threads: How many threads it may use; None for as many as the command line says.
     """
 
     command: str
@@ -27,6 +28,7 @@ class Job:
     peer: str
     variant: str = ""
     arguments: tuple[str, ...] = ()
+    threads: int | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:

@@ -196,11 +196,20 @@ def test_unequal_models_are_told(samples):
 
 
 def test_decoding_table(samples):
-    samples.add(Job("decode", "T", "attention_zoo"), 0, decoded(2.0, 4.0, 20.0, 80.0))
-    samples.add(Job("decode", "T", "marian"), 0, decoded(20.0, 2.0, 30.0, 80.0))
-    page = report.decoding(samples, "T", {"attention_zoo": "Ours", "marian": "M"})
-    cells = [cell.strip() for cell in page.splitlines()[3].strip("|").split("|")]
-    assert cells == ["M", "20.0, 10.00x", "2.00, 0.50x", "30.0, 1.50x", "80.0, 1.00x", "1,000"]
+    jobs = {name: report.decoding_jobs("T", name, [1, 2]) for name in ("attention_zoo", "marian")}
+    samples.add(jobs["attention_zoo"][0], 0, decoded(2.0, 4.0, 25.0, 90.0))
+    samples.add(jobs["attention_zoo"][1], 0, decoded(3.0, 5.0, 20.0, 80.0))
+    samples.add(jobs["marian"][0], 0, decoded(20.0, 2.0, 30.0, 80.0))
+    labels = {"attention_zoo": "Ours", "marian": "M"}
+    page = report.decoding(samples, "T", labels, jobs)
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in page.splitlines()[2:4]]
+    assert rows[0] == ["Ours", "2.00", "4.00", "20.0", "80.0", "1,000"]  # each with the better number
+    assert rows[1] == ["M", "20.0, 10.00x", "2.00, 0.50x", "30.0, 1.50x", "80.0, 1.00x", "1,000"]
+    assert "the best of those with 1 and 2 threads" in page
+    ratios = plot._ratios({name: plot._cells(samples, jobs[name]) for name in jobs}, labels)
+    assert ratios["M"] == {
+        "batch 1, greedy": 10, "batch 1, beam 4": 0.5, "batch 32, greedy": 1.5, "batch 32, beam 4": 1
+    }  # fmt: skip
 
 
 def test_growth_table(samples):
@@ -224,7 +233,11 @@ def test_every_quantity_that_grows_is_measured_apart(axis):
 def test_times_of_others_are_drawn_in_times_of_ours(samples):
     samples.add(JOB, 0, trained(100.0))
     samples.add(Job("train", "T", "keras_hub"), 0, trained(160.0))
-    assert plot._ratios(samples, "train", "T", "keras_hub") == {"step": 1.6}
+    times = {
+        name: plot._step(samples, Job("train", "T", name)) for name in ("attention_zoo", "keras_hub", "x")
+    }
+    labels = {"attention_zoo": "Ours", "keras_hub": "Hub", "x": "X"}
+    assert plot._ratios(times, labels) == {"Ours": {"step": 1}, "Hub": {"step": 1.6}}
 
 
 # --- The command ---
@@ -282,18 +295,19 @@ def test_command_measures_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare.Runner, "_measure", measure)
     monkeypatch.setattr(environments, "python_of", python_of)
     command = ["compare.py", "decode", "--rounds", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr(compare.machine, "cores", lambda: 4)
     monkeypatch.setattr(sys, "argv", [*command, "--only", "attention_zoo", "marian"])
     compare.main()
-    assert measured == ["limit", "attention_zoo", "marian"] * 2
+    assert measured == ["limit", *["attention_zoo"] * 2, *["marian"] * 2] * 2
     page = (tmp_path / "decode_T.md").read_text()
     assert "not installed: no network" in page
     assert "CTranslate2 int8" in page and "not measured" in page
     compare.main()
-    assert measured[6:] == ["marian"] * 2  # what failed is tried again
+    assert measured[10:] == ["marian"] * 4  # what failed is tried again
     monkeypatch.setattr(sys, "argv", [*command[:2], "--rounds", "0", "--output", str(tmp_path)])
     (tmp_path / "decode_T.md").unlink()
     compare.main()
-    assert len(measured) == 8 and (tmp_path / "decode_T.md").read_text() == page
+    assert len(measured) == 14 and (tmp_path / "decode_T.md").read_text() == page
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert {line["peer"] for line in lines} == {"limit", "attention_zoo", "marian"}
 
