@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import yaml
 from attention_zoo.models import Translator, WhitespaceTokenizer
 from attention_zoo.models.saving import KERAS_FILE
 from attention_zoo.models.trained_preset import TrainedPreset
+from attention_zoo.training import publishing
 from attention_zoo.training.publishing import publish
 from attention_zoo.training.recipe import Recipe
 from attention_zoo.training.run import RECORD
@@ -24,6 +26,11 @@ RESULTS = {
     "date": "2026-11-21T16:25:25+00:00",
     "versions": {"keras": "3"},
 }
+
+
+@pytest.fixture(autouse=True)
+def few_calls(monkeypatch):
+    monkeypatch.setattr(publishing, "CALLS", 2)
 
 
 def finished_run(folder, target_words=("ein", "hund"), **changes):
@@ -56,6 +63,7 @@ def test_publish(tmp_path):
     assert card.startswith("# parrot\n")
     assert "`WhitespaceTokenizer` of 7 tokens for the source, which brings text into lower case" in card
     assert "`WhitespaceTokenizer` of 6 tokens for the target\n" in card
+    assert re.search(r"speed, after the first call, for 'A man\s+rides a bike\.': [\d.]+ ms, \d+ x ", card)
     preset = TrainedPreset.read(tmp_path / "parrot")
     assert preset.headline == "BLEU 41.20 (tok:none)"
     assert preset.description.startswith("Multi30k English to German")

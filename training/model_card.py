@@ -128,6 +128,10 @@ def model_card(
         f"{results['date'][:10]}",
         ", ".join(f"{package} {version}" for package, version in results["versions"].items()),
     ]
+    speed = []
+    if "speed" in results:
+        took = "{input}: {milliseconds:g} ms, {processors} processors".format_map(results["speed"])
+        speed.append(f"speed, after the first call, for {took}")
     measured = f"{_test(record)} Search: {_search(record)}."
     if dtype == "float16":
         measured += " They are of the weights before these were rounded to float16."
@@ -137,7 +141,7 @@ def model_card(
         f"## How to use it\n\n```python\n{_code(name, record, card)}```\n",
         f"## The model\n\n{_items(facts)}",
         f"## Data and terms\n\n{_paragraph(card.data)}",
-        f"## Scores\n\n{_paragraph(measured)}\n{_items(list(_scores(results['scores'])))}",
+        f"## Scores\n\n{_paragraph(measured)}\n{_items([*_scores(results['scores']), *speed])}",
         f"## Intended use\n\n{_paragraph(card.use)}",
         f"## Limits\n\n{_paragraph(card.limits)}",
         f"## Training\n\n{_items(training)}{_reproduce(record, card)}",

@@ -3,7 +3,12 @@
 import json
 import os
 import pathlib
+import platform
+import statistics
+import time
+from typing import Any
 
+import numpy as np
 import yaml
 
 from attention_zoo.models import preset_folder
@@ -15,6 +20,8 @@ from attention_zoo.models.trained_preset import RESULTS
 from attention_zoo.training.model_card import Card, model_card, without_paths
 from attention_zoo.training.run import RECORD
 
+CALLS = 20  # whose median is the speed
+
 
 def publish(
     run: str | os.PathLike,
@@ -22,7 +29,7 @@ def publish(
     dtype: str = "float16",
     card: str | os.PathLike | None = None,
 ) -> None:
-    """Writes the model of a finished run as a preset that `from_preset` reads, with scores and a card.
+    """Writes the model of a finished run as a preset that `from_preset` reads, with scores, speed and a card.
 
     A translator whose text was tokenized beforehand, and is all in lower case, gets tokenizers that bring
     ordinary text into that form; see `Tokenizer`.
@@ -56,6 +63,7 @@ def publish(
         for tokenizer in tokenizers.values():
             if _is_lower_case(tokenizer):
                 tokenizer.preparation = "moses_lowercase"
+    results["speed"] = speed(model, texts.example, record["search"])
     sentences = [_describe(part, tokenizer) for part, tokenizer in tokenizers.items()]
     files = {
         preset_folder.CARD: model_card(folder.name, record, results, texts, dtype, sentences),
@@ -63,6 +71,34 @@ def publish(
         RECORD: yaml.safe_dump(record, sort_keys=False, allow_unicode=True),
     }
     preset_folder.save(model, folder, dtype, record["description"], files)
+
+
+def speed(model: EncoderDecoder, example: str | None, search: dict[str, Any]) -> dict[str, Any]:
+    """How long one input takes on this machine, once the search is compiled.
+
+    Args:
+        model: The model.
+        example: A sentence for a translator.
+        search: The arguments "beams" and "length_penalty".
+
+    Returns:
+        A dict of "input", what was translated or captioned; "milliseconds", the median of `CALLS` calls; and
+        "processors", how many of what kind.
+    """
+    if isinstance(model, Captioner):
+        height, width = model.encoder.image_size
+        image = np.zeros((height, width, 3), "uint8")
+        shown, run = f"a picture of {width} x {height} pixels", lambda: model.caption(image, **search)
+    else:
+        sentence = example or "A sentence."
+        shown, run = f"{sentence!r}", lambda: model.translate(sentence, **search)
+    times = []
+    for _ in range(CALLS + 1):
+        start = time.perf_counter()
+        run()
+        times.append(1000 * (time.perf_counter() - start))
+    processors = f"{os.cpu_count()} x {platform.machine()}"
+    return {"input": shown, "milliseconds": round(statistics.median(times[1:]), 1), "processors": processors}
 
 
 def _tokenizers(model: EncoderDecoder) -> dict[str, Tokenizer]:
