@@ -82,13 +82,31 @@ def token_crossentropy(labels: Any, logits: Any, label_smoothing: float = 0.0) -
         float32 (B, T).
     """
     logits = ops.cast(logits, "float32")
-    index = ops.expand_dims(ops.cast(labels, "int32"), -1)  # (B, T, 1)
-    label_logits = ops.squeeze(ops.take_along_axis(logits, index, axis=-1), -1)  # (B, T)
+    label_logits = _label_logits(ops.cast(labels, "int32"), logits)  # (B, T)
     # -log p = log(sum(exp(logits))) - logits, which needs no (B, T, V) array of log-probabilities.
     losses = ops.logsumexp(logits, axis=-1) - (1.0 - label_smoothing) * label_logits  # (B, T)
     if label_smoothing:
         losses = losses - label_smoothing * ops.mean(logits, axis=-1)
     return losses
+
+
+def _label_logits(labels: Any, logits: Any) -> Any:
+    """The logit of each label: int (B, T), float (B, T, V) -> (B, T)."""
+    index = ops.expand_dims(labels, -1)  # (B, T, 1)
+
+    @ops.custom_gradient
+    def look_up(logits: Any) -> tuple[Any, Any]:
+        # The gradient of a look-up would be added into an array of zeros, (B, T, V), token by token. This one
+        # is computed along with the rest of the gradient for the logits, and needs no array.
+        def gradient(*args: Any, upstream: Any = None) -> Any:
+            # TensorFlow and JAX pass the gradient by position, PyTorch by name.
+            upstream = args[0] if upstream is None else upstream  # (B, T)
+            is_label = ops.arange(ops.shape(logits)[-1], dtype="int32") == index  # (B, T, V)
+            return ops.where(is_label, ops.expand_dims(upstream, -1), 0.0)
+
+        return ops.squeeze(ops.take_along_axis(logits, index, axis=-1), -1), gradient
+
+    return look_up(logits)
 
 
 def token_weights(labels: Any, sample_weight: Any = None) -> Any:

@@ -100,6 +100,13 @@ def test_xla_equals_eager(batch):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_compiled_gradient_scatters_nothing(batch):
+    labels, logits = batch
+    compiled = tf.function(gradient, jit_compile=True, autograph=False)
+    arguments = MaskedCrossentropy(0.1), tf.constant(labels), tf.constant(logits)
+    assert "scatter" not in compiled.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_logits_are_computed_in_float32(batch, dtype):
     labels, logits = batch
