@@ -3,6 +3,7 @@
     python benchmarks/compare.py train --size T      steps of training: time, first step, memory
     python benchmarks/compare.py decode --size T     translations of a forced length, greedy and beam search
     python benchmarks/compare.py memory --size T     the most memory that training takes
+    python benchmarks/compare.py epoch --data FOLDER an epoch on Multi30k, with all that a user waits for
     python benchmarks/compare.py startup             imports, command line, first translation
     python benchmarks/compare.py growth              how times grow with batch, length, beams and vocabulary
     python benchmarks/compare.py plot                a picture of the samples of training and decoding
@@ -25,6 +26,7 @@ import time
 from typing import Any
 
 import environments
+import epoch_data
 import machine
 import report
 import sizes
@@ -70,6 +72,7 @@ PEERS = {
 TRANSFORMERS = [report.OURS, "keras_hub", "keras_attention", "torch_transformer", "marian"]
 RECURRENT = [report.OURS, "keras_cell", "torch_cell"]
 TRAINERS = {"T": TRANSFORMERS, "B": TRANSFORMERS, "R": RECURRENT, "C": RECURRENT}
+EPOCHS = [report.OURS, "keras_hub", "keras_attention", "torch_transformer"]
 DECODERS = [report.OURS, "ctranslate2", "ctranslate2_int8", "keras_hub", "marian"]
 GROWTH = {  # quantity -> values, from the command line's other defaults
     "training, batch": [8, 16, 32, 64, 128, 256],
@@ -87,7 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["train", "decode", "memory", "startup", "growth", "plot"])
+    commands = ["train", "decode", "memory", "epoch", "startup", "growth", "plot"]
+    parser.add_argument("command", choices=commands)
     parser.add_argument("--size", choices=sizes.SIZES, default="T")
     parser.add_argument("--rounds", type=int, default=3, help="0 writes the table of the samples there are")
     parser.add_argument("--only", nargs="+", choices=PEERS, help="measure these, and no others")
@@ -95,6 +99,12 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, nargs="+", help="threads of a process; of several, decode takes the best"
     )
+    parser.add_argument(
+        "--data",
+        type=pathlib.Path,
+        help=f"folder of what an epoch is trained on: {', '.join(epoch_data.FILES)}",
+    )
+    parser.add_argument("--pairs", type=int, help="train an epoch on so many pairs only")
     parser.add_argument("--retake-busy", action="store_true", help="take samples again that others disturbed")
     parser.add_argument("--cache", type=pathlib.Path, default=CACHE, help="folder of virtual environments")
     parser.add_argument(
@@ -119,16 +129,29 @@ def main() -> None:
         return
     if arguments.command == "decode" and sizes.SIZES[arguments.size].kind != "transformer":
         parser.error(f"decode: expected size T or B, received {arguments.size}; no peer decodes the others")
+    if arguments.command == "epoch":
+        if arguments.size != "T":
+            parser.error(f"epoch: expected size T, received {arguments.size}")
+        if arguments.data is None and arguments.rounds:
+            parser.error(f"epoch: expected --data FOLDER with {' and '.join(epoch_data.FILES)}")
     jobs, draw = plan(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        Runner(arguments, samples, pathlib.Path(folder)).run(jobs, draw)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        if arguments.command == "epoch" and arguments.rounds:
+            vocabulary = sizes.SIZES[arguments.size].vocabulary
+            try:
+                epoch_data.prepare(arguments.data, folder, vocabulary, arguments.pairs)
+            except (OSError, EOFError, ValueError, RuntimeError) as error:
+                parser.error(f"epoch: {error}")
+        Runner(arguments, samples, folder).run(jobs, draw)
 
 
 def plan(arguments: argparse.Namespace) -> tuple[list[Job], Any]:
     """The jobs of a round, and a function that makes the table of samples."""
     command, size = arguments.command, arguments.size
     steps = () if arguments.steps is None else ("--steps", str(arguments.steps))
-    labels = {name: PEERS[name].label for name in (DECODERS if command == "decode" else TRAINERS[size])}
+    names = {"decode": DECODERS, "epoch": EPOCHS}.get(command, TRAINERS[size])
+    labels = {name: PEERS[name].label for name in names}
     if command == "startup":
         jobs = [Job(command, "T", report.OURS, name) for name in ("help", "import", "serve", "load")]
         return jobs, lambda samples: report.startup(samples, jobs)
@@ -139,6 +162,12 @@ def plan(arguments: argparse.Namespace) -> tuple[list[Job], Any]:
     if command == "memory":
         jobs = [Job(command, size, name, arguments=MEMORY_STEPS) for name in labels]
         return jobs, lambda samples: report.memory(samples, size, labels)
+    if command == "epoch":
+        jobs = {
+            name: Job(command, size, name, f"{'all' if arguments.pairs is None else arguments.pairs} pairs")
+            for name in labels
+        }
+        return list(jobs.values()), lambda samples: report.epoch(samples, size, labels, jobs)
     limit = Job(command, size, report.LIMIT)
     if command == "decode":
         jobs = {name: report.decoding_jobs(size, name, arguments.threads) for name in labels}
@@ -184,6 +213,7 @@ class Runner:
     def __init__(self, arguments: argparse.Namespace, samples: Samples, folder: pathlib.Path) -> None:
         self.arguments = arguments
         self.samples = samples
+        self.folder = folder
         self.exported = folder / "exported"
 
     def run(self, jobs: list[Job], draw: Any) -> None:
@@ -266,7 +296,8 @@ class Runner:
             return ["peers.limit"]
         command = {"memory": "train", "growth": job.variant.split(",")[0]}.get(job.command, job.command)
         command = {"training": "train", "decoding": "decode"}.get(command, command)
-        return [f"peers.{peer.module}", command, "--size", job.size, *job.arguments]
+        data = ["--data", str(self.folder)] if command == "epoch" else []
+        return [f"peers.{peer.module}", command, "--size", job.size, *data, *job.arguments]
 
     def _write(self, text: str) -> None:
         """Prints the table, and writes it under a temporary name first, so that it is whole."""
@@ -274,7 +305,7 @@ class Runner:
         where = f"{machine.description()}, {threads} threads, {datetime.date.today()}."
         text = f"{text}\n{where}\n"
         name = self.arguments.command
-        if name in ("train", "decode", "memory"):
+        if name in ("train", "decode", "memory", "epoch"):
             name += f"_{self.arguments.size}"
         self.arguments.output.mkdir(parents=True, exist_ok=True)
         file = self.arguments.output / f"{name}.md"
@@ -294,6 +325,8 @@ def _shown(record: dict[str, Any]) -> str:
         return ", ".join(f"{number(cell['ms'])} ms" for cell in result["cells"].values()) + disturbed
     if "seconds" in result:
         return ", ".join(f"{name} {number(s)} s" for name, s in result["seconds"].items()) + disturbed
+    if "epoch_s" in result:
+        return f"{number(result['epoch_s'])} s{disturbed}"
     if "float32" in result:
         return f"{result['float32']:.0f} GFLOP/s{disturbed}"
     return f"{number(result['ms'])} ms{disturbed}"

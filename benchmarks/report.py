@@ -116,6 +116,53 @@ def memory(samples: Samples, size: str, peers: dict[str, str]) -> str:
     return _page(table(header, rows), [_sizes_of("training", size)], samples, list(jobs.values()))
 
 
+def epoch(samples: Samples, size: str, peers: dict[str, str], jobs: dict[str, Job]) -> str:
+    """An epoch, from the files to the end of the last step.
+
+    Args:
+        samples: All samples.
+        size: Name of the size.
+        peers: Name and label of each peer, ours first.
+        jobs: For each peer the job that measures it.
+    """
+    ours = _summary(samples, jobs[OURS], "epoch_s")
+    rows, notes = [], []
+    for name, label in peers.items():
+        results = samples.results(jobs[name])
+        if not results:
+            rows.append([label, _missing(samples, jobs[name]), *[""] * 8])
+            continue
+        one, time = results[0], _summary(samples, jobs[name], "epoch_s")
+        rows.append(
+            [
+                label,
+                str(time),
+                _ratio(time, ours),
+                str(_summary(samples, jobs[name], "first_s")),
+                str(_summary(samples, jobs[name], "compile_s")),
+                f"{one['target_tokens'] / time.median:,.0f}",
+                f"{one['padding']:.0%}",
+                str(_summary(samples, jobs[name], "processor_s")),
+                number(max(result["peak_mb"] for result in results)),
+                f"{one['parameters']:,}",
+            ]
+        )
+        held = f"{one['pairs']:,} pairs and {one['target_tokens']:,} target tokens"
+        longest = "{} x ({} + {})".format(*one["longest"])
+        shapes = f"{one['shapes']:,}, the longest {longest}"
+        notes.append(f"- {label}: {held} in {one['steps']:,} batches; shapes: {shapes}.")
+    header = [
+        f"an epoch, size {size}, {jobs[OURS].variant}", "seconds", "of ours", "first step, s", "compiling, s",
+        "target tokens/s", "padding", "processor, s", "peak memory, MB", "parameters",
+    ]  # fmt: skip
+    notes = [
+        f"{_shape(size)}, dropout {sizes.SIZES[size].dropout}; from the files to the end of the last step.",
+        "\n".join(notes),
+        _parameters(samples, list(jobs.values())),
+    ]
+    return _page(table(header, rows), notes, samples, list(jobs.values()))
+
+
 def startup(samples: Samples, jobs: list[Job]) -> str:
     """How long beginning takes."""
     rows = []
@@ -201,17 +248,22 @@ def _limits(limit: dict[str, Any]) -> str:
 
 def _sizes_of(measurement: str, size: str) -> str:
     one = sizes.SIZES[size]
-    if one.kind == "transformer":
-        shape = f"{one.layers} + {one.layers} layers of {one.units} units, {one.num_heads} heads"
-    else:
-        shape = f"{one.kind}, {one.units} units"
     lengths = sizes.TRAINING if measurement == "training" else sizes.DECODING
     source = (
         "{} x {} x {} features".format(*one.grid) if one.grid[0] else f"{lengths['source_length']} source"
     )
     tokens = f"{source} and {lengths['target_length']} target tokens"
     how = f"batches of {lengths['batch']}, dropout {one.dropout}" if "batch" in lengths else "forced length"
-    return f"{shape}, vocabulary {one.vocabulary:,}; {tokens}, {how}."
+    return f"{_shape(size)}; {tokens}, {how}."
+
+
+def _shape(size: str) -> str:
+    one = sizes.SIZES[size]
+    if one.kind == "transformer":
+        shape = f"{one.layers} + {one.layers} layers of {one.units} units, {one.num_heads} heads"
+    else:
+        shape = f"{one.kind}, {one.units} units"
+    return f"{shape}, vocabulary {one.vocabulary:,}"
 
 
 def _parameters(samples: Samples, jobs: list[Job]) -> str:

@@ -1,10 +1,14 @@
-"""The parts of benchmarks/ that measure nothing: statistics, tables, what is kept."""
+"""The parts of benchmarks/ that measure nothing: statistics, tables, what is kept, what is read."""
 
+import dataclasses
+import gzip
+import itertools
 import json
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
@@ -12,10 +16,12 @@ sys.path.append(str(BENCHMARKS))  # scripts, which import each other by their ow
 
 import compare  # noqa: E402
 import environments  # noqa: E402
+import epoch_data  # noqa: E402
 import machine  # noqa: E402
 import plot  # noqa: E402
 import report  # noqa: E402
 import sizes  # noqa: E402
+from peers import epochs  # noqa: E402
 from samples import Job, Samples, busiest, number, summarize, table  # noqa: E402
 
 JOB = Job("train", "T", "attention_zoo")
@@ -36,9 +42,30 @@ def decoded(*times):
     return {"result": {"cells": cells, "parameters": 1000}, "took_s": 10.0}
 
 
+def epoch_of(seconds, **changes):
+    result = {
+        "epoch_s": seconds, "first_s": 6.0, "compile_s": 20.0, "processor_s": 150.0, "others": 0.0,
+        "steps": 454, "pairs": 29000, "target_tokens": 400_000, "shapes": 5, "longest": [23, 50, 53],
+        "padding": 0.193, "parameters": 1000, "peak_mb": 900.0,
+    }  # fmt: skip
+    return {"result": result | changes, "took_s": 10.0}
+
+
 @pytest.fixture
 def samples(tmp_path):
     return Samples(tmp_path / "samples.jsonl")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Four pairs, in files of the names that an epoch is trained on."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    texts = (["a dog runs", "two dogs", "a cat", "a cat runs"], ["ein hund", "hunde", "katze", "sie läuft"])
+    for name, lines in zip(epoch_data.FILES, texts, strict=True):
+        with gzip.open(folder / name, "wt", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+    return folder
 
 
 # --- Statistics ---
@@ -154,6 +181,67 @@ def test_time_that_a_job_takes_is_guessed_from_others(samples):
     assert samples.seconds(JOB) == samples.seconds(Job("train", "T", "keras_hub")) == 4.0
 
 
+# --- An epoch ---
+
+
+def test_texts_and_ids_of_an_epoch_are_the_same(tmp_path, data):
+    import sentencepiece
+
+    epoch_data.prepare(data, tmp_path, vocabulary=30, pairs=2)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / epoch_data.MODEL))
+    assert pieces.vocab_size() == 30
+    sources, targets = epoch_data.read_ids(tmp_path)
+    for side in (sources, targets):
+        assert all(row.dtype == np.int32 and row[-1] == sizes.END_ID for row in side)
+    assert all(row[0] == sizes.START_ID and len(row) > 2 for row in targets)
+    assert [pieces.decode(row[:-1].tolist()) for row in sources] == ["a dog runs", "two dogs"]
+    assert [pieces.decode(row[1:-1].tolist()) for row in targets] == ["ein hund", "hunde"]
+    with gzip.open(tmp_path / epoch_data.SOURCE, "rt", encoding="utf-8") as file:
+        assert file.read() == "a dog runs\ntwo dogs\n"
+
+
+def test_subwords_do_not_depend_on_the_number_of_pairs(tmp_path, data):
+    models = []
+    for pairs in (1, None):
+        epoch_data.prepare(data, tmp_path, 30, pairs)
+        models.append((tmp_path / epoch_data.MODEL).read_bytes())
+        assert [len(side) for side in epoch_data.read_ids(tmp_path)] == [pairs or 4] * 2
+    assert models[0] == models[1]
+
+
+def test_pairs_that_are_not_there_are_told(tmp_path, data):
+    with pytest.raises(ValueError, match=r"expected two files of 5 lines or more.* received 4 and 4"):
+        epoch_data.prepare(data, tmp_path, 30, pairs=5)
+    with pytest.raises(ValueError, match="expected at least 1 pair, received 0"):
+        epoch_data.prepare(data, tmp_path, 30, pairs=0)
+    with gzip.open(data / epoch_data.FILES[1], "wt") as file:
+        file.write("hund\n")
+    with pytest.raises(ValueError, match="as many in one as in the other, received 4 and 1"):
+        epoch_data.prepare(data, tmp_path, 30)
+
+
+def test_clock_of_an_epoch(monkeypatch):
+    seconds = iter([10.0, 13.0, 20.0, 21.0, 22.0, 28.0, 29.0, 30.0])  # made, ready, six steps
+    monkeypatch.setattr(epochs.time, "perf_counter", lambda: next(seconds))
+    clock = epochs.EpochClock()
+    clock.ready()
+    for _ in range(6):
+        clock.tick()
+    result = clock.result()
+    assert (result["epoch_s"], result["prepare_s"], result["first_s"], result["steps"]) == (20, 3, 7, 6)
+    assert result["compile_s"] == (7 - 1) + (6 - 1)  # two shapes; a usual step takes one second
+    assert result["processor_s"] >= 0
+
+
+def test_what_batches_hold_is_counted():
+    one = np.array([[5, 6, 2], [5, 2, 0]]), np.array([[7, 2], [2, 0]])
+    two = np.array([[5, 2], [0, 0], [0, 0]]), np.array([[7, 2], [0, 0], [0, 0]])  # rows that fill it up
+    assert epochs.count(iter([one, two, one])) == {
+        "pairs": 5, "target_tokens": 3 + 2 + 3, "shapes": 2, "longest": (2, 3, 2),
+        "padding": 1 - (8 + 4 + 8) / (10 + 12 + 10),
+    }  # fmt: skip
+
+
 # --- Tables ---
 
 
@@ -212,6 +300,30 @@ def test_decoding_table(samples):
     }  # fmt: skip
 
 
+def test_epoch_table(samples):
+    jobs = {name: Job("epoch", "T", name, "all pairs") for name in ("attention_zoo", "keras", "torch", "x")}
+    for round_number, seconds in enumerate((80.0, 84.0, 81.0)):
+        samples.add(
+            jobs["attention_zoo"], round_number, epoch_of(seconds, others=0.5 if seconds == 84 else 0.0)
+        )
+    samples.add(jobs["keras"], 0, epoch_of(161.0, padding=0.725, parameters=1002))
+    samples.add(jobs["torch"], 0, {"error": "not installed: no network", "took_s": 0.1})
+    samples.add(Job("epoch", "T", "x", "640 pairs"), 0, epoch_of(1.0))  # of another table
+    page = report.epoch(
+        samples, "T", {"attention_zoo": "Ours", "keras": "Keras", "torch": "Torch", "x": "X"}, jobs
+    )
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in page.splitlines()[:6]]
+    assert rows[0][0] == "an epoch, size T, all pairs"
+    assert rows[2][:3] == ["Ours", "80.5 (80.0-81.0)", "1.00x"]
+    assert rows[3] == [
+        "Keras", "161", "2.00x", "6.00", "20.0", f"{400_000 / 161:,.0f}", "72%", "150", "900", "1,002"
+    ]  # fmt: skip
+    assert rows[4][1] == "not installed: no network" and rows[5][1] == "not measured"
+    held = "29,000 pairs and 400,000 target tokens in 454 batches; shapes: 5, the longest 23 x (50 + 53)."
+    assert f"- Ours: {held}\n- Keras: {held}" in page
+    assert "equal within 1%" in page
+
+
 def test_growth_table(samples):
     points = [compare.growth_point("training, batch", batch) for batch in (8, 16)]
     for (_, job, _), ms in zip(points, (10.0, 15.0), strict=True):
@@ -249,9 +361,14 @@ def test_every_peer_has_its_files():
         if peer.requirements:
             assert (BENCHMARKS / "requirements" / f"{peer.requirements}.txt").is_file()
     assert set(compare.TRAINERS) == set(sizes.SIZES)
-    assert {*compare.DECODERS, *(name for names in compare.TRAINERS.values() for name in names)} <= set(
-        compare.PEERS
-    )
+    names = {*compare.DECODERS, *compare.EPOCHS, *itertools.chain(*compare.TRAINERS.values())}
+    assert names <= set(compare.PEERS)
+
+
+@pytest.mark.parametrize("name", compare.EPOCHS)
+def test_every_peer_of_an_epoch_trains_one(name):
+    code = (BENCHMARKS / "peers" / f"{compare.PEERS[name].module}.py").read_text()
+    assert "def epoch(" in code and "epoch" in code.split("common.main(")[1]
 
 
 def test_an_environment_is_made_once(tmp_path, monkeypatch):
@@ -310,6 +427,49 @@ def test_command_measures_what_is_missing(tmp_path, monkeypatch, capsys):
     assert len(measured) == 14 and (tmp_path / "decode_T.md").read_text() == page
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert {line["peer"] for line in lines} == {"limit", "attention_zoo", "marian"}
+
+
+def test_command_measures_an_epoch(tmp_path, data, monkeypatch, capsys):
+    given = []
+
+    def run(command, **kwargs):
+        folder = pathlib.Path(command[command.index("--data") + 1])
+        given.append((command[1:6], len(epoch_data.read_ids(folder)[0])))
+        return subprocess.CompletedProcess(command, 0, json.dumps(epoch_of(70.0)["result"]), "")
+
+    small = dataclasses.replace(sizes.SIZES["T"], vocabulary=30)
+    monkeypatch.setitem(sizes.SIZES, "T", small)
+    monkeypatch.setattr(environments, "python_of", lambda name, cache: "python")
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    command = ["compare.py", "epoch", "--rounds", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--data", str(data), "--pairs", "3"])
+    compare.main()
+    modules = ["ours", "keras_hub_layers", "keras_attention", "torch_transformer"]
+    assert given == [(["-m", f"peers.{name}", "epoch", "--size", "T"], 3) for name in modules]
+    assert "70.0 s; " in capsys.readouterr().out
+    page = (tmp_path / "epoch_T.md").read_text()
+    assert "an epoch, size T, 3 pairs" in page
+    monkeypatch.setattr(
+        sys, "argv", [*command[:2], "--rounds", "0", "--pairs", "3", "--output", str(tmp_path)]
+    )
+    (tmp_path / "epoch_T.md").unlink()
+    compare.main()  # a table needs no data
+    assert len(given) == 4 and (tmp_path / "epoch_T.md").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected --data FOLDER with train.lc.norm.tok.en.gz and train.lc.norm.tok.de.gz"),
+        (["--size", "B"], "expected size T, received B"),
+        (["--data", "nowhere"], "No such file or directory: 'nowhere/train.lc.norm.tok.en.gz'"),
+    ],
+)
+def test_command_says_what_an_epoch_needs(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["compare.py", "epoch", "--output", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit):
+        compare.main()
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """What every peer's process does: it reads what to measure, measures, and prints one line of JSON.
 
-A peer's file defines what it can of `train` and `decode`, and hands them to `main`:
+A peer's file defines what it can of `train`, `decode` and `epoch`, and hands them to `main`:
 
 - `train(task, clock)` trains on one batch over and over, calls `clock.tick()` after every step, and returns
   the number of trained parameters;
 - `decode(task)` returns the number of parameters and a function `prepare(source, beams)`, which returns a
   function without arguments that translates the sources, lists of ids, and returns the lengths of the
-  translations.
+  translations;
+- `epoch(task, clock)` reads what is in the folder `task.data` and trains on it once, calls `clock.ready()`
+  before the first step and `clock.tick()` after every step, and returns the number of trained parameters and
+  the batches of the epoch, source and labels as arrays of ids, to be counted.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import pathlib
 import random
 import statistics
 import time
@@ -22,6 +26,7 @@ from collections.abc import Callable
 
 import machine
 import sizes
+from peers import epochs
 
 WARM_UP = 3  # steps that are not counted; the first one compiles
 SECONDS = 3.0  # for which a batch is translated again and again
@@ -39,6 +44,7 @@ class Task:
         target_length: Tokens of a target.
         steps: Steps to time, after the warm-up.
         threads: Processor threads to use.
+        data: Folder of what an epoch is trained on, see `epoch_data`.
     """
 
     size: sizes.Size
@@ -47,6 +53,7 @@ class Task:
     target_length: int
     steps: int
     threads: int
+    data: pathlib.Path | None = None
 
     @property
     def all_steps(self) -> int:
@@ -89,9 +96,11 @@ class Clock:
         }
 
 
-def main(train: Callable | None = None, decode: Callable | None = None) -> None:
+def main(
+    train: Callable | None = None, decode: Callable | None = None, epoch: Callable | None = None
+) -> None:
     """Measures what the command line says."""
-    choices = [function.__name__ for function in (train, decode) if function is not None]
+    choices = [function.__name__ for function in (train, decode, epoch) if function is not None]
     parser = argparse.ArgumentParser()
     parser.add_argument("measurement", choices=choices)
     parser.add_argument("--size", choices=sizes.SIZES, default="T")
@@ -101,8 +110,9 @@ def main(train: Callable | None = None, decode: Callable | None = None) -> None:
     parser.add_argument("--source-length", type=int)
     parser.add_argument("--target-length", type=int)
     parser.add_argument("--vocabulary", type=int)
+    parser.add_argument("--data", type=pathlib.Path, help="folder of what an epoch is trained on")
     arguments = parser.parse_args()
-    defaults = {"batch": 0} | (sizes.TRAINING if arguments.measurement == "train" else sizes.DECODING)
+    defaults = {"batch": 0} | (sizes.DECODING if arguments.measurement == "decode" else sizes.TRAINING)
     given = {name: getattr(arguments, name) for name in defaults}
     size = sizes.SIZES[arguments.size]
     task = Task(
@@ -110,11 +120,16 @@ def main(train: Callable | None = None, decode: Callable | None = None) -> None:
         **{name: given[name] or default for name, default in defaults.items()},
         steps=arguments.steps or size.steps,
         threads=int(os.environ.get("OMP_NUM_THREADS", machine.cores())),
+        data=arguments.data,
     )
     if arguments.measurement == "train":
         clock = Clock()
         parameters = train(task, clock)
         result = clock.result()
+    elif arguments.measurement == "epoch":
+        clock = epochs.EpochClock()
+        parameters, batches = epoch(task, clock)
+        result = clock.result() | epochs.count(batches)
     else:
         cells = [tuple(map(int, cell.split(","))) for cell in arguments.cells or ()] or sizes.CELLS
         parameters, prepare = decode(task)

@@ -1,17 +1,23 @@
 """A Transformer of `keras.layers.MultiHeadAttention`, as tutorials write it, compiled with XLA."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 import sizes
 from keras import ops
-from peers import common, keras_training
+from peers import common, epochs, keras_training
 
 
 def train(task: common.Task, clock: common.Clock) -> int:
     """See `common`."""
     return keras_training.compile_and_fit(make_model(task.size), task, clock)
+
+
+def epoch(task: common.Task, clock: epochs.EpochClock) -> tuple[int, Iterable]:
+    """See `common`."""
+    return keras_training.compile_and_fit_epoch(make_model(task.size), task, clock)
 
 
 def make_model(size: sizes.Size) -> keras.Model:
@@ -80,4 +86,4 @@ class TiedOutput(keras.layers.Layer):
 
 
 if __name__ == "__main__":
-    common.main(train)
+    common.main(train, epoch=epoch)

@@ -1,6 +1,6 @@
 """A Transformer of KerasHub's layers, compiled with XLA; decoded with their cache and KerasHub's samplers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -9,19 +9,29 @@ import numpy as np
 import sizes
 import tensorflow as tf
 from keras import ops
-from peers import common, keras_training
+from peers import common, epochs, keras_training
 
 
 def train(task: common.Task, clock: common.Clock) -> int:
     """See `common`."""
-    layers = Layers(task.size)
+    return keras_training.compile_and_fit(make_model(task.size), task, clock)
+
+
+def epoch(task: common.Task, clock: epochs.EpochClock) -> tuple[int, Iterable]:
+    """See `common`."""
+    return keras_training.compile_and_fit_epoch(make_model(task.size), task, clock)
+
+
+def make_model(size: sizes.Size) -> keras.Model:
+    """A functional model from (source, target) to logits."""
+    layers = Layers(size)
     source, target = (keras.Input((None,), dtype="int32") for _ in range(2))
     model = keras.Model((source, target), layers.logits(source, target))
     for layer in model._flatten_layers():
         # `dropout` is a rate for the attention weights too, where the models compared have none.
         if isinstance(layer, keras.layers.MultiHeadAttention):
             layer._dropout_layer.rate = 0.0
-    return keras_training.compile_and_fit(model, task, clock)
+    return model
 
 
 def decode(task: common.Task) -> tuple[int, Callable]:
@@ -126,4 +136,4 @@ class Layers:
 
 
 if __name__ == "__main__":
-    common.main(train, decode)
+    common.main(train, decode, epoch)

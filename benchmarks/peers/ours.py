@@ -1,16 +1,20 @@
 """Attention Zoo: trained with `model.fit`, decoded with `model.translate`, which takes and returns text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import epoch_data
 import keras
 import numpy as np
 import sizes
-from peers import common, keras_training
+from peers import common, epochs, keras_training
 
 import attention_zoo as az
+from attention_zoo.models import SentencePieceTokenizer
+from attention_zoo.training import ParallelText, TranslationBatches
 
 TRANSFORMERS = {128: "transformer_tiny", 512: "transformer_base"}  # by width
+BATCH_TOKENS = 1240  # padding included: batches of 64 pairs of Multi30k in the mean
 
 
 def train(task: common.Task, clock: common.Clock) -> int:
@@ -43,9 +47,25 @@ def decode(task: common.Task) -> tuple[int, Callable]:
     return count_parameters(model), prepare
 
 
-def make_model(size: sizes.Size) -> Any:
-    """The prebuilt model of this size."""
-    words = az.models.WhitespaceTokenizer([_word(i) for i in range(sizes.FIRST_ID, size.vocabulary)])
+def epoch(task: common.Task, clock: epochs.EpochClock) -> tuple[int, Iterable]:
+    """See `common`."""
+    tokenizer = SentencePieceTokenizer((task.data / epoch_data.MODEL).read_bytes())
+    text = ParallelText.from_files(task.data / epoch_data.SOURCE, task.data / epoch_data.TARGET)
+    batches = TranslationBatches(text, tokenizer, tokenizer, batch_tokens=BATCH_TOKENS)
+    model = make_model(task.size, tokenizer)
+    model.compile(keras.optimizers.Adam(1e-3))
+    clock.ready()
+    keras_training.fit_dataset(model, batches.dataset(), clock)
+    batches.epoch.assign(0)  # the same batches again
+    data = batches.dataset().as_numpy_iterator()
+    return count_parameters(model), ((inputs["source"], labels) for inputs, labels in data)
+
+
+def make_model(size: sizes.Size, tokenizer: Any = None) -> Any:
+    """The prebuilt model of this size; without a tokenizer, for words that are numbers."""
+    words = tokenizer or az.models.WhitespaceTokenizer(
+        [_word(i) for i in range(sizes.FIRST_ID, size.vocabulary)]
+    )
     dropout = {"dropout": size.dropout}
     if size.kind == "captioner":
         return az.models.Captioner.from_preset(
@@ -68,4 +88,4 @@ def _word(token: int) -> str:
 
 
 if __name__ == "__main__":
-    common.main(train, decode)
+    common.main(train, decode, epoch)

@@ -1,11 +1,12 @@
 """What the peers on PyTorch share: the training loop, and a loss over real tokens."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import sizes
 import torch
-from peers import common
+from peers import common, epochs
 
 
 def train(
@@ -16,16 +17,24 @@ def train(
     Returns the number of parameters.
     """
     torch.set_num_threads(task.threads)
-    source, target, labels = tensors(task)
-    predict = predict or model
+    take_steps(model, itertools.repeat(tensors(task), task.all_steps), clock, predict or model)
+    return count_parameters(model)
+
+
+def take_steps(
+    model: torch.nn.Module,
+    batches: Iterable[tuple[Any, Any, Any]],
+    clock: common.Clock | epochs.EpochClock,
+    predict: Callable,
+) -> None:
+    """Takes a step for each batch of source, target and labels; `predict` makes logits of the first two."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     model.train()
-    for _ in range(task.all_steps):
+    for source, target, labels in batches:
         optimizer.zero_grad()
         masked_crossentropy(predict(source, target), labels).backward()
         optimizer.step()
         clock.tick()
-    return count_parameters(model)
 
 
 def count_parameters(model: torch.nn.Module) -> int:

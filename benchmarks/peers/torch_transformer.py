@@ -1,16 +1,45 @@
 """`torch.nn.Transformer`, eager."""
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import epoch_data
 import sizes
 import torch
-from peers import common, torch_training
+from peers import common, epochs, torch_training
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 
 
 def train(task: common.Task, clock: common.Clock) -> int:
     """See `common`."""
     return torch_training.train(Model(task.size), task, clock)
+
+
+def epoch(task: common.Task, clock: epochs.EpochClock) -> tuple[int, Iterable]:
+    """See `common`."""
+    torch.set_num_threads(task.threads)
+    sides = ([torch.from_numpy(row).long() for row in side] for side in epoch_data.read_ids(task.data))
+    pairs = list(zip(*sides, strict=True))
+    loader = DataLoader(pairs, task.batch, shuffle=True, collate_fn=_padded)
+    model = Model(task.size)
+    clock.ready()
+    torch_training.take_steps(model, _shuffled(loader), clock, model)
+    batches = ((source.numpy(), labels.numpy()) for source, _, labels in _shuffled(loader))
+    return torch_training.count_parameters(model), batches
+
+
+def _shuffled(loader: DataLoader) -> Iterator[tuple[Any, Any, Any]]:
+    """The batches, in the same order every time."""
+    torch.manual_seed(1)
+    yield from loader
+
+
+def _padded(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
+    """Source (B, S), target and labels (B, T), as long as the longest of the batch."""
+    source, target = (pad_sequence(side, True, sizes.PAD_ID) for side in zip(*pairs, strict=True))
+    return source, target[:, :-1], target[:, 1:]
 
 
 class Model(torch.nn.Module):
@@ -62,4 +91,4 @@ class Model(torch.nn.Module):
 
 
 if __name__ == "__main__":
-    common.main(train)
+    common.main(train, epoch=epoch)
