@@ -82,7 +82,7 @@ def token_crossentropy(labels: Any, logits: Any, label_smoothing: float = 0.0) -
         float32 (B, T).
     """
     logits = ops.cast(logits, "float32")
-    label_logits = _label_logits(ops.cast(labels, "int32"), logits)  # (B, T)
+    label_logits = label_logits_of(ops.cast(labels, "int32"), logits)  # (B, T)
     # -log p = log(sum(exp(logits))) - logits, which needs no (B, T, V) array of log-probabilities.
     losses = ops.logsumexp(logits, axis=-1) - (1.0 - label_smoothing) * label_logits  # (B, T)
     if label_smoothing:
@@ -90,7 +90,7 @@ def token_crossentropy(labels: Any, logits: Any, label_smoothing: float = 0.0) -
     return losses
 
 
-def _label_logits(labels: Any, logits: Any) -> Any:
+def label_logits_of(labels: Any, logits: Any) -> Any:
     """The logit of each label: int (B, T), float (B, T, V) -> (B, T)."""
     index = ops.expand_dims(labels, -1)  # (B, T, 1)
 

@@ -387,7 +387,7 @@ def beam(
     carry = {
         "position": ops.convert_to_tensor(0, dtype="int32"),
         "token": token,
-        "state": _joined(state),
+        "state": join_hypotheses(state),
         "log_probability": log_probability,
         # What only some rules need is () for the others, and costs them nothing.
         "penalized": log_probability if rules.penalizes else (),
@@ -418,7 +418,7 @@ def beam(
 
     def extend(carry: dict[str, Any]) -> dict[str, Any]:
         position, said = carry["position"], carry["said"]
-        logits, state, attention = step(carry["token"], _split(carry["state"], batch_size, beams))
+        logits, state, attention = step(carry["token"], split_hypotheses(carry["state"], batch_size, beams))
         coverage = rules.cover(carry["coverage"], attention)
         totals, penalized = rules.extend(
             carry["log_probability"], carry["penalized"], said, logits, position
@@ -437,7 +437,7 @@ def beam(
         return {
             "position": position + 1,
             "token": token,
-            "state": _joined(_take_beams(state, parent)),
+            "state": join_hypotheses(_take_beams(state, parent)),
             "log_probability": _look_up(totals, parent, token) if rules.penalizes else worth,
             "penalized": worth if rules.penalizes else (),
             "said": said,
@@ -486,7 +486,7 @@ def _follow(
     carry = {
         "position": ops.convert_to_tensor(0, dtype="int32"),
         "token": token,
-        "state": _joined(state),
+        "state": join_hypotheses(state),
         "running": ops.ones((batch_size, hypotheses), dtype="bool"),
         "log_probability": ops.zeros((batch_size, hypotheses)),
         "penalized": ops.zeros((batch_size, hypotheses)) if rules.penalizes else (),
@@ -498,7 +498,8 @@ def _follow(
 
     def extend(carry: dict[str, Any]) -> dict[str, Any]:
         position, running = carry["position"], carry["running"]
-        logits, state, attention = step(carry["token"], _split(carry["state"], batch_size, hypotheses))
+        state = split_hypotheses(carry["state"], batch_size, hypotheses)
+        logits, state, attention = step(carry["token"], state)
         said = ops.transpose(carry["tokens"], (1, 2, 0)) if rules.reads else ()  # (B, K, L)
         totals, penalized = rules.extend(
             carry["log_probability"], carry["penalized"], said, logits, position
@@ -515,7 +516,7 @@ def _follow(
         return {
             "position": position + 1,
             "token": token,
-            "state": _joined(state),
+            "state": join_hypotheses(state),
             "running": running & (token != END_ID),
             "log_probability": ops.where(running, log_probability, carry["log_probability"]),
             "penalized": worth if rules.penalizes else (),
@@ -537,7 +538,7 @@ def _follow(
     }
 
 
-def _joined(state: Any) -> Any:
+def join_hypotheses(state: Any) -> Any:
     """Every leaf (B, K, ...) of a state as (B * K, ...), as decoders compute with it.
 
     In any other shape XLA does not see that a cache, which it writes into, is the one that it carries on: it
@@ -553,8 +554,8 @@ def _joined(state: Any) -> Any:
     return keras.tree.map_structure(join, state)
 
 
-def _split(state: Any, batch: Any, hypotheses: int) -> Any:
-    """What `_joined` returned as it was: every leaf (B * K, ...) as (B, K, ...)."""
+def split_hypotheses(state: Any, batch: Any, hypotheses: int) -> Any:
+    """What `join_hypotheses` returned as it was: every leaf (B * K, ...) as (B, K, ...)."""
 
     def split(x: Any) -> Any:
         if not len(x.shape):

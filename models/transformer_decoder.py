@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from attention_zoo.layers.transformer_decoder_block import TransformerDecoderBlock
+from attention_zoo.models.search import join_hypotheses, split_hypotheses
 from attention_zoo.models.transformer_stack import TransformerStack
 
 
@@ -210,7 +211,7 @@ class TransformerDecoder(TransformerStack):
         caches = [block.empty_cache(batch * hypotheses, max_positions) for block in self.blocks]
         return {
             "position": ops.convert_to_tensor(0, dtype="int32"),
-            "cache": _split_hypotheses(caches, batch, hypotheses),
+            "cache": split_hypotheses(caches, batch, hypotheses),
         }
 
     def step(self, token: Any, state: dict[str, Any], prepared: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -231,7 +232,7 @@ class TransformerDecoder(TransformerStack):
         attention, caches = [], []
         for block, cache, memory in zip(self.blocks, state["cache"], prepared["blocks"], strict=True):
             x, weights, cache = block.step(
-                x, _join_hypotheses(cache), position, memory, prepared["mask"], hypotheses
+                x, join_hypotheses(cache), position, memory, prepared["mask"], hypotheses
             )
             attention.append(weights)
             caches.append(cache)
@@ -239,13 +240,13 @@ class TransformerDecoder(TransformerStack):
         own = ops.stack(own, axis=1)  # (B * K, N, H, L)
         cross = ops.stack([weights["cross"] for weights in attention], axis=1)  # (B, N, H, K, S)
         logits = self._logits(ops.reshape(x, (batch, hypotheses, self.units)))  # (B, K, V)
-        state = {"position": position + 1, "cache": _split_hypotheses(caches, batch, hypotheses)}
+        state = {"position": position + 1, "cache": split_hypotheses(caches, batch, hypotheses)}
         return (
             logits,
             state,
             {
                 "cross": ops.transpose(cross, (0, 3, 1, 2, 4)),  # (B, K, N, H, S)
-                "self": _split_hypotheses(own, batch, hypotheses),  # (B, K, N, H, L)
+                "self": split_hypotheses(own, batch, hypotheses),  # (B, K, N, H, L)
             },
         )
 
@@ -282,21 +283,3 @@ class TransformerDecoder(TransformerStack):
             "tie_embeddings": self.tie_embeddings,
             "output_bias": self.output_bias,
         }
-
-
-def _split_hypotheses(nest: Any, batch: Any, hypotheses: Any) -> Any:
-    """Every tensor (B * K, ...) of a nest to (B, K, ...)."""
-    return keras.tree.map_structure(
-        lambda x: ops.reshape(x, (batch, hypotheses, *ops.shape(x)[1:])),  # (B, K, ...)
-        nest,
-    )
-
-
-def _join_hypotheses(nest: Any) -> Any:
-    """Every tensor (B, K, ...) of a nest to (B * K, ...)."""
-
-    def join(x: Any) -> Any:
-        batch, hypotheses, *rest = ops.shape(x)
-        return ops.reshape(x, (batch * hypotheses, *rest))  # (B * K, ...)
-
-    return keras.tree.map_structure(join, nest)
