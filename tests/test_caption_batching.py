@@ -194,6 +194,93 @@ def test_features_keep_their_type(dtype, words, tmp_path):
     assert seen == 5
 
 
+# --- Mirrored images ---
+
+
+def slopes(count):
+    """uint8 (N, 2, 4, 3) that rise to the right, of other heights."""
+    image = np.array([0, 10, 20, 30], "uint8")[:, np.newaxis]  # (4, 1)
+    return np.stack([np.broadcast_to(image + 40 * i + 1, (2, 4, 3)) for i in range(count)])
+
+
+def falls(source):
+    """Which of the images of a batch fall to the right: mirrored; zero ones do neither."""
+    return source[:, 0, 0, 0].astype(float) > source[:, 0, -1, 0]
+
+
+def test_half_of_the_images_are_mirrored_in_an_order_that_seed_and_epoch_decide(words):
+    data = CaptionedImages(slopes(5), [[f"{i} 0", f"{i} 1", f"{i} 2"] for i in range(5)])
+    runs = {}
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        batches = CaptionBatches(data, words, batch_size=4, captions="all", mirror=True, seed=seed)
+        epochs = [collected(batches) for _ in range(40)]
+        runs[name] = [np.concatenate([falls(source) for source, _, _ in epoch]) for epoch in epochs]
+        for source, _, labels in epochs[0]:
+            for row, image in zip(source, labels[:, 0] - 4, strict=True):
+                expected = slopes(5)[image] if image >= 0 else np.zeros((2, 4, 3))
+                assert np.array_equal(row, expected) or np.array_equal(row, expected[:, ::-1])
+    np.testing.assert_array_equal(runs["one"], runs["again"])
+    assert not np.array_equal(runs["one"], runs["other"])
+    assert not np.array_equal(runs["one"][0], runs["one"][1])
+    assert np.sum(runs["one"]) / (40 * 15) == pytest.approx(0.5, abs=0.08)  # four standard deviations
+
+
+def test_mirroring_changes_nothing_else(words):
+    data = CaptionedImages(slopes(5), [[f"{i} 0", f"{i} 1 2"] for i in range(5)])
+    plain, mirrored = (CaptionBatches(data, words, batch_size=2, mirror=m, seed=3) for m in (False, True))
+    for one, other in zip(collected(plain), collected(mirrored), strict=True):
+        np.testing.assert_array_equal(one[2], other[2])
+        np.testing.assert_array_equal(one[0].max(axis=2), other[0].max(axis=2))
+
+
+def test_features_are_those_of_the_mirrored_images(words):
+    features = np.random.default_rng(0).normal(size=(2, 5, 2, 2, 8)).astype("float16")
+    data = CaptionedImages(features[0], [[f"{i} 0", f"{i} 1"] for i in range(5)])
+    batches = CaptionBatches(data, words, batch_size=5, captions="all", mirror=features[1])
+    seen = set()
+    for source, _, labels in (batch for _ in range(3) for batch in collected(batches)):
+        for row, image in zip(source, labels[:, 0] - 4, strict=True):
+            (which,) = [side for side in (0, 1) if np.array_equal(row, features[side, image])]
+            seen.add((which, int(image)))
+    assert len(seen) == 10  # each image from both sides, in three epochs of two captions
+
+
+def test_files_are_mirrored_like_arrays(words, tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, image in zip(paths, slopes(5), strict=True):
+        path.write_bytes(tf.io.encode_png(image).numpy())
+    arrays = CaptionedImages(slopes(5), [f"{i} 0" for i in range(5)])
+    files = CaptionBatches(arrays.with_images(paths), words, batch_size=5, image_size=(2, 4), mirror=True)
+    ((seen, _, _),) = collected(files)
+    ((expected, _, _),) = collected(CaptionBatches(arrays, words, batch_size=5, mirror=True))
+    np.testing.assert_allclose(seen, expected, atol=1e-3)
+    assert 0 < falls(seen).sum() < 5
+    assert set(files.dataset().element_spec[0]) == {"source", "target"}
+
+
+@pytest.mark.parametrize(
+    ("images", "arguments", "message"),
+    [
+        (slopes(2), {"mirror": True, "shuffle": False}, r"mirror with shuffle=True, received shuffle=False"),
+        (slopes(2), {"mirror": slopes(2)}, r"True or False, received an array uint8 \(2, 2, 4, 3\)"),
+        (slopes(2), {"mirror": "left"}, r"mirror as True or False, received 'left'"),
+        (np.zeros((2, 2, 2, 8), "float16"), {"mirror": True}, r"features of the mirrored .* received True; "),
+        (
+            np.zeros((2, 2, 2, 8), "float16"),
+            {"mirror": np.zeros((1, 2, 2, 8), "float16")},
+            r"an array float16 \(2, 2, 2, 8\), received an array float16 \(1, 2, 2, 8\)",
+        ),
+    ],
+)
+def test_what_cannot_be_mirrored(words, images, arguments, message):
+    data = CaptionedImages(images, ["0", "1"])
+    with pytest.raises(ValueError, match=message):
+        CaptionBatches(data, words, batch_size=2, **arguments)
+
+
+# --- Files ---
+
+
 @pytest.fixture
 def files(tmp_path):
     """Five images of different sizes, each of one colour."""

@@ -203,6 +203,21 @@ class TestModel:
         inputs, _ = next(iter(task.batches(task.build_model(data), data)[0].dataset()))
         assert inputs["source"].shape == (12, 48, 48, 3)  # images, spread evenly
 
+    def test_mirrored_photos_and_their_features(self, tmp_path, photos):
+        overrides = ["training.mirror=true", *photo_overrides(photos)]
+        task = make(tmp_path, *overrides, f"data.features={tmp_path / 'features'}")
+        data = task.read_data()
+        training, validation = task.batches(task.build_model(data), data)
+        assert training.mirror.shape == (len(data.training), 3, 3, 3 * 16**2)
+        assert validation.mirror is False
+        assert len(list((tmp_path / "features").glob("*.npy"))) == 3
+        task = make(tmp_path, *overrides[:3])
+        assert task.batches(task.build_model(data), data)[0].mirror is True
+
+    def test_scenes_keep_left_and_right(self, tmp_path):
+        with pytest.raises(ValueError, match=r"training\.mirror: expected false for generated scenes"):
+            make(tmp_path, "training.mirror=true")
+
 
 class TestScore:
     def test_exact_match_and_that_of_new_captions(self, tmp_path):

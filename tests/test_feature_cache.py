@@ -87,6 +87,14 @@ def test_files_give_the_features_of_their_images(tmp_path):
     np.testing.assert_allclose(cached.images, encoder.features(IMAGES), atol=2e-3)
 
 
+def test_mirrored_images_have_features_of_their_own(tmp_path):
+    plain, mirrored = (cached_features(patches(), data(), tmp_path, mirrored=m) for m in (False, True))
+    expected = cached_features(patches(), data(np.ascontiguousarray(IMAGES[:, :, ::-1])), tmp_path)
+    np.testing.assert_array_equal(mirrored.images, expected.images)
+    assert not np.array_equal(plain.images, mirrored.images)
+    assert len(features_in(tmp_path)) == 3
+
+
 def test_batches_take_the_features(tmp_path):
     from attention_zoo.models.whitespace_tokenizer import WhitespaceTokenizer
 

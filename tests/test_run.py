@@ -75,7 +75,7 @@ class TestStart:
         end = [weight + 1 for weight in start]
         model.set_weights(end)
         recipe = load(tmp_path, f"model.start={finished[0] / 'run' / 'model'}", "model.start_share=0.25")
-        run.mix_with_start(model, recipe.model)
+        run.mix_with_start(model, start, recipe.model)
         for before, now in zip(start, model.get_weights(), strict=True):
             np.testing.assert_allclose(now, before + 0.75, rtol=1e-6, atol=1e-6)
 

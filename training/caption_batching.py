@@ -22,7 +22,8 @@ class CaptionBatches:
     arrays keep their type and shape; files are read, decoded and resized in parallel, to float32
     (B, H, W, 3).
 
-    In an epoch each image comes once, with one of its captions drawn at random, or once with each. The rows
+    In an epoch each image comes once, with one of its captions drawn at random, or once with each; with
+    `mirror`, a row drawn at random in half of the cases sees it mirrored, left to right. The rows
     of an epoch are shuffled, sorted by length, cut into batches, and each batch is padded to the smallest of
     a few widths: XLA compiles a training step anew for every shape, which takes seconds. Then the batches are
     shuffled. All have the same number of rows; rows that fill up are all zero, the image included, and loss
@@ -39,6 +40,10 @@ class CaptionBatches:
         image_size: Height and width to which files are resized, or one number for both. Arrays stay as they
             are.
         captions: "one" for one caption of each image in an epoch, "all" for each of its captions.
+        mirror: Whether half of the rows, drawn at random, see their image mirrored: with few images, a model
+            that looks at them in two ways learns less of them by heart. Not for captions that tell left from
+            right. Features cannot be mirrored: where `data` holds such, pass those of the mirrored images, an
+            array of the same shape (`cached_features(..., mirrored=True).images`). Needs `shuffle`.
         max_widths: Most values of T, chosen from the lengths of all captions. More mean less padding and more
             compilations.
         max_caption_length: Longer captions are dropped. Tokens, END included.
@@ -55,8 +60,8 @@ class CaptionBatches:
         padding_share: Share of the positions of the captions that hold no token, in epoch 0.
 
     Raises:
-        ValueError: If an argument is out of range, all captions are too long, or the images are files and
-            there is no image size.
+        ValueError: If an argument is out of range, all captions are too long, the images are files and
+            there is no image size, or features are to be mirrored.
 
     Example:
         >>> from attention_zoo.models import WhitespaceTokenizer
@@ -75,6 +80,7 @@ class CaptionBatches:
         batch_size: int,
         image_size: int | Sequence[int] | None = None,
         captions: str = "one",
+        mirror: bool | np.ndarray = False,
         max_widths: int = 4,
         max_caption_length: int = 50,
         shuffle: bool = True,
@@ -91,6 +97,7 @@ class CaptionBatches:
         self.shuffle = shuffle
         self.seed = seed
         self._images = data.images
+        self.mirror = _checked_mirror(mirror, data.images, shuffle)
         self._image_size = _checked_image_size(image_size, isinstance(data.images, list))
         with tf.device("CPU:0"):
             self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False, name="epoch")
@@ -134,15 +141,15 @@ class CaptionBatches:
             raises `tf.errors.InvalidArgumentError` with its path.
         """
         rows, files = self._batch_size, isinstance(self._images, list)
-        if files:
-            images = tf.TensorSpec((rows,), tf.string)
-        else:
-            images = tf.TensorSpec((rows, *self._images.shape[1:]), self._images.dtype)
         ids = tf.TensorSpec((rows, None), tf.int32)
+        inputs = {"target": ids}
+        if files:
+            inputs["source"] = tf.TensorSpec((rows,), tf.string)
+            inputs["mirrored"] = tf.TensorSpec((rows,), tf.bool)
+        else:
+            inputs["source"] = tf.TensorSpec((rows, *self._images.shape[1:]), self._images.dtype)
         # Each batch is a few NumPy look-ups in memory: a generator is fast enough and easy to read.
-        dataset = tf.data.Dataset.from_generator(
-            self._batches, output_signature=({"source": images, "target": ids}, ids)
-        )
+        dataset = tf.data.Dataset.from_generator(self._batches, output_signature=(inputs, ids))
         if files:
             # One by one, so that no more images are in work than there are threads.
             dataset = dataset.unbatch().map(self._with_image, num_parallel_calls=tf.data.AUTOTUNE)
@@ -189,24 +196,49 @@ class CaptionBatches:
         # Read when the iterator starts, not when the dataset is made.
         epoch = int(self.epoch.numpy())
         self.epoch.assign(epoch + 1)
+        coin = np.random.default_rng([self.seed, epoch, 1])  # 1: not the numbers that the order is drawn with
         for rows in self._epoch_rows(epoch):
             labels = self._labels[rows, : self._width(rows)]  # (B, T)
             real = rows < len(self._owners)
-            yield {"source": self._gather(rows, real), "target": shifted(labels)}, labels
+            mirrored = real & (coin.random(len(rows)) < 0.5) & (self.mirror is not False)
+            yield {**self._inputs(rows, real, mirrored), "target": shifted(labels)}, labels
 
-    def _gather(self, rows: np.ndarray, real: np.ndarray) -> np.ndarray:
+    def _inputs(self, rows: np.ndarray, real: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
         """The images of rows, those that are not real being zero; or their paths, "" for zero."""
-        numbers = self._owners[rows[real]]
+        numbers = self._owners[np.where(real, rows, 0)]
         if isinstance(self._images, list):
-            paths = np.full(len(rows), "", object)
-            paths[real] = [str(self._images[number]) for number in numbers]
-            return paths
+            paths = np.array([str(self._images[number]) for number in numbers], object)
+            return {"source": np.where(real, paths, ""), "mirrored": mirrored}
         images = np.zeros((len(rows), *self._images.shape[1:]), self._images.dtype)
-        images[real] = self._images[numbers]
-        return images
+        images[real] = self._images[numbers[real]]
+        if isinstance(self.mirror, np.ndarray):
+            images[mirrored] = self.mirror[numbers[mirrored]]
+        else:
+            images[mirrored] = images[mirrored, :, ::-1]
+        return {"source": images}
 
     def _with_image(self, inputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tuple[dict[str, Any], Any]:
-        return {**inputs, "source": read_image(inputs["source"], self._image_size)}, labels
+        """A row with its image (H, W, 3) in place of the path."""
+        image = read_image(inputs["source"], self._image_size)
+        image = tf.where(inputs["mirrored"], image[:, ::-1], image)
+        return {"source": image, "target": inputs["target"]}, labels
+
+
+def _checked_mirror(mirror: Any, images: np.ndarray | list[Any], shuffle: bool) -> bool | np.ndarray:
+    if mirror is False:
+        return False
+    if not shuffle:
+        raise ValueError("CaptionBatches: expected mirror with shuffle=True, received shuffle=False")
+    received = f"an array {mirror.dtype} {mirror.shape}" if isinstance(mirror, np.ndarray) else repr(mirror)
+    if isinstance(images, list) or images.dtype == np.uint8:
+        if mirror is not True:
+            raise ValueError(f"CaptionBatches: expected mirror as True or False, received {received}")
+    elif received != f"an array {images.dtype} {images.shape}":
+        raise ValueError(
+            "CaptionBatches: expected mirror as the features of the mirrored images, an array "
+            f"{images.dtype} {images.shape}, received {received}; cached_features(mirrored=True) makes them"
+        )
+    return mirror
 
 
 def _checked_image_size(image_size: int | Sequence[int] | None, files: bool) -> tuple[int, int] | None:

@@ -89,12 +89,16 @@ class CaptioningTask(Task):
     def batches(self, model: Captioner, data: Data) -> tuple[CaptionBatches, CaptionBatches]:
         """Returns the batches for training and for validation, which has all captions."""
         settings, size = self.recipe.training, model.encoder.image_size
+        mirror = settings.mirror
+        if mirror and self._features is not None:
+            mirror = self._seen(model, data.training, mirrored=True).images
         training = CaptionBatches(
             self._seen(model, data.training),
             model.tokenizer,
             batch_size=settings.batch_size,
             image_size=size,
             captions=settings.captions,
+            mirror=mirror,
             seed=self.recipe.seed,
         )
         validation = CaptionBatches(
@@ -200,11 +204,11 @@ class CaptioningTask(Task):
         """The folder of the features; None where the model reads images."""
         return None if isinstance(self.recipe.data, GeneratedScenes) else self.recipe.data.features
 
-    def _seen(self, model: Captioner, part: CaptionedImages) -> CaptionedImages:
+    def _seen(self, model: Captioner, part: CaptionedImages, mirrored: bool = False) -> CaptionedImages:
         """What the model reads: the images, or their features, computed the first time."""
         if self._features is None:
             return part
-        return cached_features(model.encoder, part, self._features, console=self.console)
+        return cached_features(model.encoder, part, self._features, console=self.console, mirrored=mirrored)
 
 
 def _captioned(scenes: Sequence[generated_scenes.Scene]) -> CaptionedImages:

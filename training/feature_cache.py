@@ -33,6 +33,7 @@ def cached_features(
     folder: str | os.PathLike,
     batch_size: int = 32,
     console: Console | None = None,
+    mirrored: bool = False,
 ) -> CaptionedImages:
     """Computes what the backbone of an encoder makes of each image, or reads it if that was done before.
 
@@ -50,6 +51,7 @@ def cached_features(
         batch_size: Images that are encoded at once.
         console: Where the progress is shown: as a bar on a terminal, and as a line elsewhere. None means
             standard output, if that is a terminal.
+        mirrored: Whether each image is mirrored, left to right, before, for `CaptionBatches(mirror=...)`.
 
     Returns:
         The same captions with the features, a memory map of float16 (N, H, W, C), which the encoder takes in
@@ -71,6 +73,8 @@ def cached_features(
     _check_arguments(encoder, data, batch_size)
     folder = pathlib.Path(folder)
     identity = {"encoder": _describe_encoder(encoder), "images": _describe_images(data.images)}
+    if mirrored:
+        identity["mirrored"] = True
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = folder / f"features-{fingerprint[:20]}.npy"
     shape = (len(data), *encoder.grid, encoder.feature_dim)
@@ -80,7 +84,7 @@ def cached_features(
         with _written_whole(path.with_suffix(".json")) as file:
             file.write(json.dumps(description, indent=2).encode())
         with _written_whole(path) as file:
-            _write_features(file, encoder, data.images, batch_size, console)
+            _write_features(file, encoder, data.images, batch_size, console, mirrored)
     try:
         features = np.load(path, mmap_mode="r")
         whole = features.shape == shape and features.dtype == _DTYPE
@@ -160,6 +164,7 @@ def _write_features(
     images: np.ndarray | list[pathlib.Path],
     batch_size: int,
     console: Console | None,
+    mirrored: bool,
 ) -> None:
     """Writes an .npy file with the features of all images."""
     # Not through a memory map: where the disk is full, writing to one kills the process without a word.
@@ -175,6 +180,8 @@ def _write_features(
     @tf.function(input_signature=[spec])
     def encode(images: tf.Tensor) -> tf.Tensor:
         images = image_files.resize(images, encoder.image_size)  # (B, h, w, 3)
+        if mirrored:
+            images = tf.reverse(images, axis=[2])
         return encoder.features(images)  # (B, H, W, C)
 
     with _Display(len(images), console) as display:

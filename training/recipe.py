@@ -434,6 +434,7 @@ class CaptionerTraining(Training):
 
     batch_size: Count
     captions: Literal["one", "all"] = "one"
+    mirror: bool = False
 
 
 class Search(Settings):
@@ -592,6 +593,15 @@ class CaptioningRecipe(Recipe):
             raise ValueError(
                 "data.features: expected null, as the network that makes them is trained, received "
                 f"{self.data.features!r}; remove it, or set model.encoder.frozen to true."
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _sides_stay(self) -> "CaptioningRecipe":
+        if self.training.mirror and isinstance(self.data, GeneratedScenes):
+            raise ValueError(
+                "training.mirror: expected false for generated scenes, whose captions say what is left and "
+                "right, received true."
             )
         return self
 

@@ -88,9 +88,10 @@ def train(recipe: Recipe, fresh: bool = False, strategy: str = "auto") -> dict[s
         data = read_data(task)
         with devices.scope():
             model = build_model(task, data)
+        start_weights = model.get_weights() if recipe.model.start_share else None
         history = fit(task, model, data)
-        if recipe.model.start_share:
-            mix_with_start(model, recipe.model)
+        if start_weights:
+            mix_with_start(model, start_weights, recipe.model)
         trained = time.perf_counter()
         if not chief:
             strategies.any_worker(devices, False)  # TensorFlow takes a worker that has left for a dead one
@@ -154,7 +155,7 @@ def build_model(task: Task, data: Any) -> EncoderDecoder:
     return model
 
 
-def mix_with_start(model: EncoderDecoder, settings: Model) -> None:
+def mix_with_start(model: EncoderDecoder, start_weights: list[np.ndarray], settings: Model) -> None:
     """Mixes the weights that training began with into those that it ended with.
 
         w = (1 - share) w_end + share w_start
@@ -163,13 +164,12 @@ def mix_with_start(model: EncoderDecoder, settings: Model) -> None:
     fine-tuning of zero-shot models").
     """
     share = settings.start_share
-    pairs = zip(load(trained_model(settings.start)).get_weights(), model.get_weights(), strict=True)
     model.set_weights(
         [
             ((1 - share) * end + share * start).astype(end.dtype)
             if np.issubdtype(end.dtype, np.floating)
             else end
-            for start, end in pairs
+            for start, end in zip(start_weights, model.get_weights(), strict=True)
         ]
     )
     logger.info("The final weights are mixed with %g of those of %s", share, settings.start)
@@ -313,10 +313,11 @@ def _changed_parts(recorded: Any, recipe: Recipe) -> list[str]:
 
 
 def _without_nulls(settings: Any) -> Any:
-    """Nested dicts without the keys that are null: an older record does not have those that are new."""
+    """Nested dicts without the keys that are null or false: an older record lacks those that are new."""
     if not isinstance(settings, dict):
         return settings
-    return {key: _without_nulls(value) for key, value in settings.items() if value is not None}
+    kept = {key: value for key, value in settings.items() if value is not None and value is not False}
+    return {key: _without_nulls(value) for key, value in kept.items()}
 
 
 class _ConsoleHandler(logging.Handler):
