@@ -105,16 +105,20 @@ def main() -> None:
         help=f"folder of what an epoch is trained on: {', '.join(epoch_data.FILES)}",
     )
     parser.add_argument("--pairs", type=int, help="train an epoch on so many pairs only")
+    parser.add_argument("--gpu", action="store_true", help="measure on a GPU, not on the processors")
     parser.add_argument("--retake-busy", action="store_true", help="take samples again that others disturbed")
     parser.add_argument("--cache", type=pathlib.Path, default=CACHE, help="folder of virtual environments")
     parser.add_argument(
-        "--output", type=pathlib.Path, default="runs/benchmarks", help="folder of samples and tables"
+        "--output",
+        type=pathlib.Path,
+        help="folder of samples and tables; runs/benchmarks, or runs/benchmarks_gpu, if left out",
     )
     arguments = parser.parse_args()
-    arguments.threads = arguments.threads or [
-        *({1} if arguments.command in ("decode", "plot") else ()),
-        machine.cores(),
-    ]
+    one_thread_too = arguments.command in ("decode", "plot") and not arguments.gpu
+    arguments.threads = arguments.threads or [*({1} if one_thread_too else ()), machine.cores()]
+    arguments.output = arguments.output or pathlib.Path(
+        "runs", f"benchmarks{'_gpu' if arguments.gpu else ''}"
+    )
     arguments.cache = arguments.cache.expanduser().absolute()  # processes run in another folder
     samples = Samples(arguments.output / "samples.jsonl")
     if arguments.command == "plot":
@@ -248,7 +252,9 @@ class Runner:
         pythons = {}
         for name in dict.fromkeys(job.peer for job in jobs):
             try:
-                pythons[name] = environments.python_of(PEERS[name].requirements, self.arguments.cache)
+                pythons[name] = environments.python_of(
+                    PEERS[name].requirements, self.arguments.cache, self.arguments.gpu
+                )
             except (environments.NotInstalled, OSError) as error:
                 pythons[name] = error
         return pythons
@@ -266,6 +272,7 @@ class Runner:
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "KERAS_BACKEND": "tensorflow",
             "HF_HUB_OFFLINE": "1",
+            **({"BENCHMARK_GPU": "1"} if self.arguments.gpu else {"CUDA_VISIBLE_DEVICES": "-1"}),
             **peer.environment,
         }
         command = [python, "-m", *self._module(job, peer)]
@@ -302,7 +309,8 @@ class Runner:
     def _write(self, text: str) -> None:
         """Prints the table, and writes it under a temporary name first, so that it is whole."""
         threads = " or ".join(map(str, self.arguments.threads))
-        where = f"{machine.description()}, {threads} threads, {datetime.date.today()}."
+        gpu = f"{machine.gpu()} and " if self.arguments.gpu else ""
+        where = f"{gpu}{machine.description()}, {threads} threads, {datetime.date.today()}."
         text = f"{text}\n{where}\n"
         name = self.arguments.command
         if name in ("train", "decode", "memory", "epoch"):

@@ -13,12 +13,13 @@ class NotInstalled(Exception):
     """A peer cannot be installed here; the message says why."""
 
 
-def python_of(name: str | None, cache: pathlib.Path) -> str:
+def python_of(name: str | None, cache: pathlib.Path, gpu: bool = False) -> str:
     """The Python interpreter with a peer's requirements.
 
     Args:
         name: Of a file in `requirements/`, without its ending; None for the interpreter that runs this.
         cache: The folder of the environments.
+        gpu: Whether TensorFlow is to come with what it needs for a GPU.
 
     Returns:
         The interpreter's path.
@@ -28,23 +29,28 @@ def python_of(name: str | None, cache: pathlib.Path) -> str:
     """
     if name is None:
         return sys.executable
-    requirements = REQUIREMENTS / f"{name}.txt"
-    folder = cache / name
+    requirements = (REQUIREMENTS / f"{name}.txt").read_text()
+    if gpu:
+        requirements = requirements.replace("tensorflow==", "tensorflow[and-cuda]==")
+    folder = cache / (f"{name}-gpu" if gpu else name)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     installed = folder / "installed.txt"  # the requirements, written when they are all there
-    if installed.exists() and installed.read_text() == requirements.read_text():
+    if installed.exists() and installed.read_text() == requirements:
         return str(python)
     print(f"Installing {name} in {folder} ...", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    for command in (
-        [sys.executable, "-m", "venv", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", "--requirement", str(requirements)],
-    ):
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            raise NotInstalled(last_line(result.stderr) or f"exit code {result.returncode}")
-    installed.write_text(requirements.read_text())
+    wanted = folder / "requirements.txt"
+    _run([sys.executable, "-m", "venv", str(folder)])
+    wanted.write_text(requirements)
+    _run([str(python), "-m", "pip", "install", "--quiet", "--requirement", str(wanted)])
+    wanted.replace(installed)
     return str(python)
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise NotInstalled(last_line(result.stderr) or f"exit code {result.returncode}")
 
 
 def last_line(text: str) -> str:

@@ -4,6 +4,7 @@ import os
 import pathlib
 import platform
 import resource
+import subprocess
 
 BUSY = 0.05  # part of the machine's processor time; samples during which others used more are marked
 
@@ -70,6 +71,16 @@ def description() -> str:
         name = names[0] if names else name
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{name}, {cores()} cores, {memory:.0f} GiB, {platform.system()}"
+
+
+def gpu() -> str:
+    """The name of the first GPU, as NVIDIA's driver tells it."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        names = []
+    return names[0] if names else "an unknown GPU"
 
 
 def _processor_times() -> tuple[float, float, float] | None:

@@ -17,6 +17,7 @@ sys.path.append(str(BENCHMARKS))  # scripts, which import each other by their ow
 import compare  # noqa: E402
 import environments  # noqa: E402
 import epoch_data  # noqa: E402
+import layers  # noqa: E402
 import machine  # noqa: E402
 import plot  # noqa: E402
 import report  # noqa: E402
@@ -386,6 +387,87 @@ def test_an_environment_is_made_once(tmp_path, monkeypatch):
     assert environments.python_of(None, tmp_path) == sys.executable
 
 
+def test_a_gpu_has_an_environment_of_its_own(tmp_path, monkeypatch):
+    def run(command, **kwargs):
+        (tmp_path / "keras-gpu").mkdir(exist_ok=True)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(environments.subprocess, "run", run)
+    python = environments.python_of("keras", tmp_path, gpu=True)
+    assert pathlib.Path(python).parents[1] == tmp_path / "keras-gpu"
+    assert "tensorflow[and-cuda]==" in (tmp_path / "keras-gpu" / "installed.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "output"),
+    [
+        ([], ("CUDA_VISIBLE_DEVICES", "-1"), "benchmarks"),
+        (["--gpu"], ("BENCHMARK_GPU", "1"), "benchmarks_gpu"),
+    ],
+)
+def test_processes_are_told_what_to_compute_on(tmp_path, monkeypatch, options, variable, output):
+    environment = {}
+
+    def run(command, **kwargs):
+        environment.update(kwargs.get("env", {}))
+        return subprocess.CompletedProcess(command, 0, json.dumps(RESULT), "")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(environments, "python_of", lambda name, cache, gpu: "python")
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    monkeypatch.setattr(machine, "gpu", lambda: "Some GPU")
+    command = ["compare.py", "train", "--rounds", "1", "--only", "keras_hub", *options]
+    monkeypatch.setattr(sys, "argv", command)
+    compare.main()
+    assert variable in environment.items()
+    assert not {"CUDA_VISIBLE_DEVICES", "BENCHMARK_GPU"} - {variable[0]} <= set(environment)
+    page = (tmp_path / "runs" / output / "train_T.md").read_text()
+    assert ("Some GPU and " in page) == bool(options)
+
+
+def test_a_gpu_without_its_tools_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert machine.gpu() == "an unknown GPU"
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch):
+    pytest.importorskip("tensorflow")
+    from peers import device
+
+    device.require_tensorflow_gpu()  # nothing is asked for
+    assert device.peak_memory() > 0
+    monkeypatch.setattr(device, "GPU", True)
+    with pytest.raises(RuntimeError, match="expected a GPU, TensorFlow finds none"):
+        device.require_tensorflow_gpu()
+
+
+# --- Layers ---
+
+
+def test_layers_are_measured_beside_those_of_keras(monkeypatch, capsys):
+    every = layers.cases()
+    shapes = {
+        "MultiHeadAttention, 8 x 64, causal": [(2, 5, 8)],
+        "SpatialAttention, 512": [(2, 3, 8), (2, 2, 2, 6)],
+    }
+    small = {name: every[name]._replace(shapes=shape) for name, shape in shapes.items()}
+    monkeypatch.setattr(layers, "cases", lambda: small)
+    layers.main(["--rounds", "2"])
+    _, _, with_peer, alone, *_, where = capsys.readouterr().out.splitlines()
+    cells = [cell.strip() for cell in with_peer.split("|")[1:-1]]
+    assert cells[:2] == ["MultiHeadAttention, 8 x 64, causal", "2 x 5 x 8"]
+    assert cells[4].endswith("x") and float(cells[5]) < 1e-5  # the same weights give the same outputs
+    assert [cell.strip() for cell in alone.split("|")[4:-1]] == ["", "", ""]
+    assert "on tensorflow, float32" in where
+
+
+def test_layers_that_are_not_there(capsys):
+    with pytest.raises(SystemExit):
+        layers.main(["--only", "convolution"])
+    assert "expected a part of one of MultiHeadAttention" in capsys.readouterr().err
+
+
 def test_a_failed_installation_says_why(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "trying\nERROR: No matching distribution\n\n")
     monkeypatch.setattr(environments.subprocess, "run", lambda command, **kwargs: failed)
@@ -404,7 +486,7 @@ def test_command_measures_what_is_missing(tmp_path, monkeypatch, capsys):
             "result": {"float32": 400.0, "bfloat16": 800.0, "others": 0.0}
         }  # fmt: skip
 
-    def python_of(name, cache):
+    def python_of(name, cache, gpu):
         if name == "transformers":
             raise environments.NotInstalled("no network")
         return "python"
@@ -439,7 +521,7 @@ def test_command_measures_an_epoch(tmp_path, data, monkeypatch, capsys):
 
     small = dataclasses.replace(sizes.SIZES["T"], vocabulary=30)
     monkeypatch.setitem(sizes.SIZES, "T", small)
-    monkeypatch.setattr(environments, "python_of", lambda name, cache: "python")
+    monkeypatch.setattr(environments, "python_of", lambda name, cache, gpu: "python")
     monkeypatch.setattr(compare.subprocess, "run", run)
     command = ["compare.py", "epoch", "--rounds", "1", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*command, "--data", str(data), "--pairs", "3"])
@@ -485,7 +567,7 @@ def test_what_a_process_says_is_in_the_table(tmp_path, monkeypatch, capsys, scri
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
-    monkeypatch.setattr(environments, "python_of", lambda name, cache: str(python))
+    monkeypatch.setattr(environments, "python_of", lambda name, cache, gpu: str(python))
     arguments = ["--rounds", "1", "--only", "keras_hub", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["compare.py", "train", *arguments])
     compare.main()

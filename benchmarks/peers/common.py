@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 import machine
 import sizes
-from peers import epochs
+from peers import device, epochs
 
 WARM_UP = 3  # steps that are not counted; the first one compiles
 SECONDS = 3.0  # for which a batch is translated again and again
@@ -139,7 +139,7 @@ def main(
             {
                 **result,
                 "parameters": parameters,
-                "peak_mb": machine.peak_memory(),
+                "peak_mb": device.peak_memory(),
                 "versions": _versions(),
             }
         )

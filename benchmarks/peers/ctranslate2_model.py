@@ -9,7 +9,7 @@ import ctranslate2
 import numpy as np
 import sizes
 from ctranslate2.specs import TransformerSpec
-from peers import common
+from peers import common, device
 
 
 def decode(task: common.Task) -> tuple[int, Callable]:
@@ -17,7 +17,10 @@ def decode(task: common.Task) -> tuple[int, Callable]:
     compute_type = os.environ.get("CT2_COMPUTE_TYPE", "float32")
     with tempfile.TemporaryDirectory() as folder:
         parameters = write_model(task.size, folder)
-        translator = ctranslate2.Translator(folder, compute_type=compute_type, intra_threads=task.threads)
+        place = "cuda" if device.GPU else "cpu"
+        translator = ctranslate2.Translator(
+            folder, place, compute_type=compute_type, intra_threads=task.threads
+        )
 
     def prepare(source: list[list[int]], beams: int) -> Callable:
         words = [[_word(i) for i in row] for row in source]

@@ -9,7 +9,7 @@ import numpy as np
 import sizes
 import tensorflow as tf
 from keras import ops
-from peers import common, epochs, keras_training
+from peers import common, device, epochs, keras_training
 
 
 def train(task: common.Task, clock: common.Clock) -> int:
@@ -36,6 +36,7 @@ def make_model(size: sizes.Size) -> keras.Model:
 
 def decode(task: common.Task) -> tuple[int, Callable]:
     """See `common`."""
+    device.require_tensorflow_gpu()
     layers, size = Layers(task.size), task.size
     source, target = (keras.Input((None,), dtype="int32") for _ in range(2))
     model = keras.Model((source, target), layers.logits(source, target))  # makes the weights

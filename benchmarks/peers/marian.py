@@ -5,7 +5,7 @@ from typing import Any
 
 import sizes
 import torch
-from peers import common, torch_training
+from peers import common, device, torch_training
 from transformers import MarianConfig, MarianMTModel
 
 
@@ -23,10 +23,11 @@ def train(task: common.Task, clock: common.Clock) -> int:
 def decode(task: common.Task) -> tuple[int, Callable]:
     """See `common`."""
     torch.set_num_threads(task.threads)
-    model = make_model(task.size).eval()
+    place = device.torch_device()
+    model = make_model(task.size).to(place).eval()
 
     def prepare(source: list[list[int]], beams: int) -> Callable:
-        ids = torch.tensor(source)
+        ids = torch.tensor(source, device=place)
         mask = (ids != sizes.PAD_ID).long()
 
         def translate() -> list[int]:

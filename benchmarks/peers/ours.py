@@ -7,7 +7,7 @@ import epoch_data
 import keras
 import numpy as np
 import sizes
-from peers import common, epochs, keras_training
+from peers import common, device, epochs, keras_training
 
 import attention_zoo as az
 from attention_zoo.models import SentencePieceTokenizer
@@ -30,6 +30,7 @@ def train(task: common.Task, clock: common.Clock) -> int:
 
 def decode(task: common.Task) -> tuple[int, Callable]:
     """See `common`."""
+    device.require_tensorflow_gpu()
     model = make_model(task.size)
     length = task.target_length
 

@@ -58,7 +58,8 @@ class Model(nn.Module):
         """The memory (B, S, D), its summary (B, D) and its mask (B, S)."""
         if self.gate is not None:
             memory = source.flatten(1, 2)
-            return memory, memory.mean(1), torch.ones(memory.shape[:2], dtype=torch.bool)
+            mask = torch.ones(memory.shape[:2], dtype=torch.bool, device=memory.device)
+            return memory, memory.mean(1), mask
         memory, last = self.encoder(self.source_embedding(source))
         return memory, torch.cat(list(last), dim=-1), source != sizes.PAD_ID
 

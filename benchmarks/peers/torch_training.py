@@ -6,7 +6,7 @@ from typing import Any
 
 import sizes
 import torch
-from peers import common, epochs
+from peers import common, device, epochs
 
 
 def train(
@@ -28,12 +28,15 @@ def take_steps(
     predict: Callable,
 ) -> None:
     """Takes a step for each batch of source, target and labels; `predict` makes logits of the first two."""
+    place = device.torch_device()
+    model.to(place).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    model.train()
-    for source, target, labels in batches:
+    for batch in batches:
+        source, target, labels = (rows.to(place) for rows in batch)
         optimizer.zero_grad()
         masked_crossentropy(predict(source, target), labels).backward()
         optimizer.step()
+        device.wait_for_torch()
         clock.tick()
 
 

@@ -72,7 +72,9 @@ class Model(torch.nn.Module):
     def forward(self, source: Any, target: Any) -> Any:
         """Teacher forcing: (B, T, V)."""
         padding = source == sizes.PAD_ID
-        causal = torch.nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=torch.bool)
+        causal = torch.nn.Transformer.generate_square_subsequent_mask(
+            target.shape[1], device=target.device, dtype=torch.bool
+        )
         x = self.transformer(
             self.embed(source),
             self.embed(target),
