@@ -21,5 +21,6 @@ __getattr__, __dir__, __all__ = attach(
         "schedules": "schedules",
         "training": "training",
         "load": "models.saving",
+        "enable_compilation_cache": "models.compilation_cache",
     },
 )

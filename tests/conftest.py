@@ -14,6 +14,8 @@ tf.config.set_logical_device_configuration(
 )
 # What XLA compiles runs a few times here: to optimise it would take longer than it saves.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Commands leave nothing in the home of who runs the tests.
+os.environ["ATTENTION_ZOO_COMPILATION_CACHE"] = ""
 
 WORDS = ["ba", "do", "fi", "ge", "ku", "la", "mo", "ni"]
 LENGTH = 6  # of every row, END included

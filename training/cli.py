@@ -3,6 +3,7 @@
 TensorFlow is imported inside the commands that need it, so that help and mistakes answer at once.
 """
 
+import contextlib
 import enum
 import json
 import os
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from attention_zoo._version import __version__
+from attention_zoo.models.compilation_cache import enable_compilation_cache
 from attention_zoo.models.presets import PRESETS
 from attention_zoo.models.trained_preset import CONFIG, trained_presets
 from attention_zoo.training.recipe import Recipe, built_in_recipes
@@ -497,7 +499,16 @@ def _import_tensorflow() -> None:
         os.close(kept)
 
 
+def _use_compilation_cache() -> None:
+    """Lets the next run of a command find what this one compiles, if that can be kept."""
+    folder = os.environ.get("ATTENTION_ZOO_COMPILATION_CACHE")
+    if folder != "":
+        with contextlib.suppress(OSError, ValueError):  # e.g. a home that cannot be written to
+            enable_compilation_cache(folder)
+
+
 def _load(path: pathlib.Path) -> "Translator | Captioner":
+    _use_compilation_cache()
     _import_tensorflow()
     from attention_zoo.models.saving import load
 
