@@ -36,6 +36,8 @@ HERE = pathlib.Path(__file__).parent
 CACHE = pathlib.Path("~/.cache/attention_zoo/benchmarks").expanduser()
 TIMEOUT = 3600  # seconds that one process may take
 MEMORY_STEPS = ("--steps", "5")
+LOADING = ("serve", "load")  # what `startup` measures of an exported model,
+AGAIN = ", compiled before"  # and then with the compilation cache of an earlier process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +159,8 @@ def plan(arguments: argparse.Namespace) -> tuple[list[Job], Any]:
     names = {"decode": DECODERS, "epoch": EPOCHS}.get(command, TRAINERS[size])
     labels = {name: PEERS[name].label for name in names}
     if command == "startup":
-        jobs = [Job(command, "T", report.OURS, name) for name in ("help", "import", "serve", "load")]
+        names = ("help", "import", *LOADING, *(name + AGAIN for name in LOADING))
+        jobs = [Job(command, "T", report.OURS, name) for name in names]
         return jobs, lambda samples: report.startup(samples, jobs)
     if command == "growth":
         axes = {axis: [growth_point(axis, value) for value in values] for axis, values in GROWTH.items()}
@@ -278,9 +281,14 @@ class Runner:
         command = [python, "-m", *self._module(job, peer)]
         how = {"cwd": HERE, "env": environment, "capture_output": True, "text": True, "timeout": TIMEOUT}
         try:
-            if job.command == "startup" and job.variant in ("serve", "load") and not self.exported.exists():
+            if job.command == "startup" and job.variant.startswith(LOADING) and not self.exported.exists():
                 export = [python, "-m", "peers.startup", "export", str(self.exported)]
                 subprocess.run(export, check=True, **how)
+            if job.variant.endswith(AGAIN):
+                cache = self.folder / job.variant.partition(",")[0]
+                environment["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={cache}"
+                if not cache.exists():
+                    subprocess.run(command, check=True, **how)
             done = subprocess.run(command, check=True, **how)
             return {"result": json.loads(done.stdout.splitlines()[-1])}
         except subprocess.CalledProcessError as error:
@@ -297,8 +305,8 @@ class Runner:
     def _module(self, job: Job, peer: Peer) -> list[str]:
         """What a job runs, with its arguments."""
         if job.command == "startup":
-            folder = [str(self.exported)] if job.variant in ("serve", "load") else []
-            return ["peers.startup", job.variant, *folder]
+            folder = [str(self.exported)] if job.variant.startswith(LOADING) else []
+            return ["peers.startup", job.variant.removesuffix(AGAIN), *folder]
         if job.peer == report.LIMIT:
             return ["peers.limit"]
         command = {"memory": "train", "growth": job.variant.split(",")[0]}.get(job.command, job.command)

@@ -426,6 +426,26 @@ def test_processes_are_told_what_to_compute_on(tmp_path, monkeypatch, options, v
     assert ("Some GPU and " in page) == bool(options)
 
 
+def test_a_first_translation_is_measured_again_with_what_was_compiled(tmp_path, monkeypatch):
+    calls = []
+
+    def run(command, **kwargs):
+        calls.append((command[3], kwargs["env"].get("TF_XLA_FLAGS", "")))
+        if calls[-1][1]:
+            pathlib.Path(calls[-1][1].partition("=")[2]).mkdir(exist_ok=True)
+        seconds = {"seconds": {"first translation": 2.0}, "others": 0.0}
+        return subprocess.CompletedProcess(command, 0, json.dumps(seconds), "")
+
+    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["compare.py", "startup", "--rounds", "2", "--output", str(tmp_path)])
+    compare.main()
+    again = [measurement for measurement, flags in calls if flags]
+    assert again == ["serve", "serve", "load", "load", "serve", "load"]  # once each to compile
+    assert len({flags for _, flags in calls}) == 3  # none, and a folder for each
+    assert "load, compiled before: first translation" in (tmp_path / "startup.md").read_text()
+
+
 def test_a_gpu_without_its_tools_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert machine.gpu() == "an unknown GPU"
