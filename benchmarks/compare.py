@@ -111,18 +111,16 @@ def main() -> None:
     parser.add_argument("--retake-busy", action="store_true", help="take samples again that others disturbed")
     parser.add_argument("--cache", type=pathlib.Path, default=CACHE, help="folder of virtual environments")
     parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        help="folder of samples and tables; runs/benchmarks, or runs/benchmarks_gpu, if left out",
+        "--output", type=pathlib.Path, default="runs/benchmarks", help="folder of samples and tables"
     )
     arguments = parser.parse_args()
     one_thread_too = arguments.command in ("decode", "plot") and not arguments.gpu
     arguments.threads = arguments.threads or [*({1} if one_thread_too else ()), machine.cores()]
-    arguments.output = arguments.output or pathlib.Path(
-        "runs", f"benchmarks{'_gpu' if arguments.gpu else ''}"
-    )
     arguments.cache = arguments.cache.expanduser().absolute()  # processes run in another folder
-    samples = Samples(arguments.output / "samples.jsonl")
+    if arguments.gpu and arguments.command in ("memory", "startup", "growth"):
+        parser.error(f"--gpu: expected train, decode, epoch or plot, received {arguments.command}")
+    arguments.suffix = "_gpu" if arguments.gpu else ""
+    samples = Samples(arguments.output / f"samples{arguments.suffix}.jsonl")
     if arguments.command == "plot":
         import plot
 
@@ -131,7 +129,8 @@ def main() -> None:
             size: {name: report.decoding_jobs(size, name, arguments.threads) for name in DECODERS}
             for size in sizes.SIZES
         }
-        print(plot.draw(samples, TRAINERS, decoding, labels, arguments.output / "benchmarks.png"))
+        picture = arguments.output / f"benchmarks{arguments.suffix}.png"
+        print(plot.draw(samples, TRAINERS, decoding, labels, picture))
         return
     if arguments.command == "decode" and sizes.SIZES[arguments.size].kind != "transformer":
         parser.error(f"decode: expected size T or B, received {arguments.size}; no peer decodes the others")
@@ -275,20 +274,23 @@ class Runner:
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "KERAS_BACKEND": "tensorflow",
             "HF_HUB_OFFLINE": "1",
-            **({"BENCHMARK_GPU": "1"} if self.arguments.gpu else {"CUDA_VISIBLE_DEVICES": "-1"}),
+            "BENCHMARK_GPU": "1" if self.arguments.gpu else "",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts them
+            "CUDA_VISIBLE_DEVICES": machine.FIRST_GPU if self.arguments.gpu else "-1",
             **peer.environment,
         }
+        again = job.variant.endswith(AGAIN)
+        cache = self.folder / job.variant.partition(",")[0]
+        if again:
+            environment["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={cache}"
         command = [python, "-m", *self._module(job, peer)]
         how = {"cwd": HERE, "env": environment, "capture_output": True, "text": True, "timeout": TIMEOUT}
         try:
             if job.command == "startup" and job.variant.startswith(LOADING) and not self.exported.exists():
                 export = [python, "-m", "peers.startup", "export", str(self.exported)]
                 subprocess.run(export, check=True, **how)
-            if job.variant.endswith(AGAIN):
-                cache = self.folder / job.variant.partition(",")[0]
-                environment["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={cache}"
-                if not cache.exists():
-                    subprocess.run(command, check=True, **how)
+            if again and not cache.exists():
+                subprocess.run(command, check=True, **how)
             done = subprocess.run(command, check=True, **how)
             return {"result": json.loads(done.stdout.splitlines()[-1])}
         except subprocess.CalledProcessError as error:
@@ -322,7 +324,7 @@ class Runner:
         text = f"{text}\n{where}\n"
         name = self.arguments.command
         if name in ("train", "decode", "memory", "epoch"):
-            name += f"_{self.arguments.size}"
+            name += f"_{self.arguments.size}{self.arguments.suffix}"
         self.arguments.output.mkdir(parents=True, exist_ok=True)
         file = self.arguments.output / f"{name}.md"
         temporary = file.with_suffix(".tmp")

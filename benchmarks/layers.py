@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import machine
 import numpy as np
 from samples import Summary, table
 
@@ -27,15 +28,13 @@ class Case(NamedTuple):
 
     Attributes:
         ours: Makes the output of Attention Zoo's layer from the inputs.
-        theirs: Makes that of Keras's; None where it has no such layer.
+        theirs: Makes that of Keras's, with as many weights; None where it has no such layer.
         shapes: Of the inputs.
-        same: Whether both compute the same from the same weights.
     """
 
     ours: Callable
     theirs: Callable | None
     shapes: list[tuple[int, ...]]
-    same: bool = True
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.backend not in (None, keras.backend.backend()):
         parser.error(f"--backend: Keras is imported already, with {keras.backend.backend()}")
     chosen = {name: case for name, case in cases().items() if options.only in name}
+    if options.rounds < 1:
+        parser.error(f"--rounds: expected at least 1, received {options.rounds}")
     if not chosen:
         parser.error(f"--only: expected a part of one of {'; '.join(cases())}, received {options.only!r}")
     before = keras.config.dtype_policy()
@@ -121,7 +122,7 @@ def measure(name: str, case: Case, rounds: int) -> list[str]:
         if build is not None:
             places = [keras.Input(batch_shape=shape) for shape in case.shapes]
             models[version] = keras.Model(places, build(*places))
-    if case.theirs and case.same:
+    if case.theirs:
         # Keras keeps the heads apart in its weights.
         pairs = zip(models["ours"].get_weights(), models["theirs"].get_weights(), strict=True)
         models["theirs"].set_weights([mine.reshape(its.shape) for mine, its in pairs])
@@ -167,10 +168,10 @@ def _gradients(model: Any) -> Callable:
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             loss = tf.reduce_sum(tf.square(model(inputs)))
-        return tape.gradient(loss, [*weights, *inputs])
+        return loss, tape.gradient(loss, [*weights, *inputs])
 
-    # Copied to the host: all are ready when the first one is, as one program computes them.
-    return lambda inputs: gradients(inputs)[-1].numpy()
+    # One program computes all of them: when the loss is there, so are they.
+    return lambda inputs: gradients(inputs)[0].numpy()
 
 
 def _seconds(step: Callable, inputs: Any) -> float:
@@ -190,8 +191,8 @@ def _device() -> str:
     if keras.backend.backend() == "jax":
         import jax
 
-        return jax.devices()[0].device_kind
-    import machine
+        device = jax.devices()[0]
+        return machine.description() if device.platform == "cpu" else device.device_kind
     import tensorflow as tf
 
     for gpu in tf.config.list_physical_devices("GPU"):

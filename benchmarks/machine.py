@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 
+FIRST_GPU = "0"
 BUSY = 0.05  # part of the machine's processor time; samples during which others used more are marked
 
 
@@ -75,7 +76,7 @@ def description() -> str:
 
 def gpu() -> str:
     """The name of the first GPU, as NVIDIA's driver tells it."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--id={FIRST_GPU}", "--query-gpu=name", "--format=csv,noheader"]
     try:
         names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import tempfile
 
 _FLAG = "--tf_xla_persistent_cache_directory="
 _LIMIT = 2**30  # bytes that the programs of one machine may take
@@ -19,8 +20,9 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> pathlib
     nothing. It sets the environment variable TF_XLA_FLAGS, also for the processes that this one starts, and
     changes nothing where that names a cache already.
 
-    Compiled programs are for one kind of processor and one version of TensorFlow: each combination has a
-    folder of its own. When one has grown beyond 1 GiB, its oldest files are deleted. Files are written whole;
+    Compiled programs are for one kind of machine (its processor and how many cores a process may use, its
+    GPUs), one version of TensorFlow and one setting of XLA_FLAGS: each combination has a folder of its own.
+    When one has grown beyond 1 GiB, its oldest files are deleted. Files are written whole;
     one that was damaged later stops TensorFlow with a DataLossError that names it, and can be deleted.
     TensorFlow says of each program that it reads that the processor lacks "prefer-no-scatter" and
     "prefer-no-gather", which are no features, but preferences of the compiler; TF_CPP_MIN_LOG_LEVEL=3
@@ -35,7 +37,8 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> pathlib
 
     Raises:
         ValueError: If there is white space in the path.
-        OSError: If the folder cannot be made.
+        OSError: If the folder cannot be made or written to.
+        RuntimeError: If there is no home to be the default.
 
     Example:
         ```python
@@ -58,18 +61,36 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> pathlib
             f"cannot read, received {str(folder)!r}"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    # Asked now: what TensorFlow cannot write later ends the call that compiles.
+    with tempfile.TemporaryFile(dir=folder):
+        pass
     _delete_oldest(folder)
     os.environ["TF_XLA_FLAGS"] = " ".join([*flags, f"{_FLAG}{folder}"])
     return folder
 
 
 def _machine() -> str:
-    """A name for the kind of processor and the version of TensorFlow."""
+    """A name for all that TensorFlow's own key of a program leaves out."""
     information = pathlib.Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     # "flags" on x86, "Features" on Arm: what instructions a program may use.
     features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
-    identity = [importlib.metadata.version("tensorflow"), platform.machine(), platform.processor(), *features]
+    # XLA divides the work among the threads when it compiles.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = sorted(pathlib.Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    models = [line for gpu in gpus for line in gpu.read_text().splitlines() if line.startswith("Model")]
+    settings = [os.environ.get(name, "") for name in ("XLA_FLAGS", "TF_NUM_INTRAOP_THREADS")]
+    packages = sorted(set(importlib.metadata.packages_distributions().get("tensorflow", ())))
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in packages]
+    identity = [
+        *versions,
+        platform.machine(),
+        platform.processor(),
+        *features,
+        str(cores),
+        *models,
+        *settings,
+    ]
     return hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
 
 

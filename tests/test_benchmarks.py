@@ -399,37 +399,47 @@ def test_a_gpu_has_an_environment_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "variable", "output"),
+    ("options", "devices", "page"),
     [
-        ([], ("CUDA_VISIBLE_DEVICES", "-1"), "benchmarks"),
-        (["--gpu"], ("BENCHMARK_GPU", "1"), "benchmarks_gpu"),
+        ([], ("-1", ""), "train_T.md"),
+        (["--gpu"], ("0", "1"), "train_T_gpu.md"),
     ],
 )
-def test_processes_are_told_what_to_compute_on(tmp_path, monkeypatch, options, variable, output):
+def test_processes_are_told_what_to_compute_on(tmp_path, monkeypatch, options, devices, page):
     environment = {}
 
     def run(command, **kwargs):
         environment.update(kwargs.get("env", {}))
         return subprocess.CompletedProcess(command, 0, json.dumps(RESULT), "")
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("BENCHMARK_GPU", "1")  # of another run: does not count
     monkeypatch.setattr(environments, "python_of", lambda name, cache, gpu: "python")
     monkeypatch.setattr(compare.subprocess, "run", run)
     monkeypatch.setattr(machine, "gpu", lambda: "Some GPU")
-    command = ["compare.py", "train", "--rounds", "1", "--only", "keras_hub", *options]
-    monkeypatch.setattr(sys, "argv", command)
+    command = ["compare.py", "train", "--rounds", "1", "--only", "keras_hub", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, *options])
     compare.main()
-    assert variable in environment.items()
-    assert not {"CUDA_VISIBLE_DEVICES", "BENCHMARK_GPU"} - {variable[0]} <= set(environment)
-    page = (tmp_path / "runs" / output / "train_T.md").read_text()
-    assert ("Some GPU and " in page) == bool(options)
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["BENCHMARK_GPU"]) == devices
+    assert ("Some GPU and " in (tmp_path / page).read_text()) == bool(options)
+    samples = "samples_gpu.jsonl" if options else "samples.jsonl"  # never mixed
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == [samples]
+
+
+@pytest.mark.parametrize("command", ["memory", "startup", "growth"])
+def test_what_is_not_measured_on_a_gpu_is_told(monkeypatch, capsys, command):
+    monkeypatch.setattr(sys, "argv", ["compare.py", command, "--gpu"])
+    with pytest.raises(SystemExit):
+        compare.main()
+    assert f"expected train, decode, epoch or plot, received {command}" in capsys.readouterr().err
 
 
 def test_a_first_translation_is_measured_again_with_what_was_compiled(tmp_path, monkeypatch):
     calls = []
 
     def run(command, **kwargs):
+        if command[3] == "export":
+            pathlib.Path(command[4]).mkdir()
+            return subprocess.CompletedProcess(command, 0, "", "")
         calls.append((command[3], kwargs["env"].get("TF_XLA_FLAGS", "")))
         if calls[-1][1]:
             pathlib.Path(calls[-1][1].partition("=")[2]).mkdir(exist_ok=True)
@@ -452,9 +462,11 @@ def test_a_gpu_without_its_tools_is_unknown(monkeypatch):
 
 
 def test_a_gpu_that_is_not_there_is_told(monkeypatch):
-    pytest.importorskip("tensorflow")
+    import tensorflow as tf
     from peers import device
 
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(device, "GPU", False)
     device.require_tensorflow_gpu()  # nothing is asked for
     assert device.peak_memory() > 0
     monkeypatch.setattr(device, "GPU", True)

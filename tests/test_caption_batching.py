@@ -220,6 +220,10 @@ def test_half_of_the_images_are_mirrored_in_an_order_that_seed_and_epoch_decide(
                 expected = slopes(5)[image] if image >= 0 else np.zeros((2, 4, 3))
                 assert np.array_equal(row, expected) or np.array_equal(row, expected[:, ::-1])
     np.testing.assert_array_equal(runs["one"], runs["again"])
+    batches = CaptionBatches(data, words, batch_size=4, captions="all", mirror=True, seed=1)
+    batches.epoch.assign(7)  # as a run that is resumed there
+    resumed = np.concatenate([falls(source) for source, _, _ in collected(batches)])
+    np.testing.assert_array_equal(resumed, runs["one"][7])
     assert not np.array_equal(runs["one"], runs["other"])
     assert not np.array_equal(runs["one"][0], runs["one"][1])
     assert np.sum(runs["one"]) / (40 * 15) == pytest.approx(0.5, abs=0.08)  # four standard deviations

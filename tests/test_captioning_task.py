@@ -211,11 +211,11 @@ class TestModel:
         assert training.mirror.shape == (len(data.training), 3, 3, 3 * 16**2)
         assert validation.mirror is False
         assert len(list((tmp_path / "features").glob("*.npy"))) == 3
-        task = make(tmp_path, *overrides[:3])
+        task = make(tmp_path, *overrides, "data.features=null")
         assert task.batches(task.build_model(data), data)[0].mirror is True
 
     def test_scenes_keep_left_and_right(self, tmp_path):
-        with pytest.raises(ValueError, match=r"training\.mirror: expected false for generated scenes"):
+        with pytest.raises(ValueError, match=r"training\.mirror: expected null for generated scenes"):
             make(tmp_path, "training.mirror=true")
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
+from typer.testing import CliRunner
 
 import attention_zoo as az
 from attention_zoo.models import compilation_cache
@@ -58,13 +60,17 @@ def test_its_place_is_that_of_caches(tmp_path, monkeypatch):
     assert az.enable_compilation_cache().parent == tmp_path / "attention_zoo" / "compiled"
 
 
-def test_every_kind_of_processor_has_a_folder_of_its_own(tmp_path, monkeypatch):
+def test_every_kind_of_machine_has_a_folder_of_its_own(tmp_path, monkeypatch):
     names = {compilation_cache._machine()}
     monkeypatch.setattr(compilation_cache.platform, "machine", lambda: "another")
     names.add(compilation_cache._machine())
     monkeypatch.setattr(compilation_cache.importlib.metadata, "version", lambda name: "9.9")
     names.add(compilation_cache._machine())
-    assert len(names) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(77), raising=False)
+    names.add(compilation_cache._machine())
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
+    names.add(compilation_cache._machine())
+    assert len(names) == 5
 
 
 def test_the_oldest_programs_go(tmp_path, monkeypatch):
@@ -89,6 +95,38 @@ def test_a_file_is_no_folder(tmp_path, flags):
     with pytest.raises(OSError, match="file"):
         az.enable_compilation_cache(tmp_path / "file")
     assert flags() == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_not_used(tmp_path, monkeypatch, flags):
+    def refuse(**arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(compilation_cache.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(PermissionError):
+        az.enable_compilation_cache(tmp_path)
+    monkeypatch.setenv("ATTENTION_ZOO_COMPILATION_CACHE", str(tmp_path))
+    cli._use_compilation_cache()
+    assert flags() == []
+
+
+def test_who_has_no_home_has_no_cache(monkeypatch, flags):
+    def no_home(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "expanduser", no_home)
+    monkeypatch.delenv("ATTENTION_ZOO_COMPILATION_CACHE")
+    cli._use_compilation_cache()
+    assert flags() == []
+
+
+def test_a_damaged_program_is_named(monkeypatch):
+    def translate(*_, **__):
+        raise tf.errors.DataLossError(None, None, "Can't parse /x/xla_compile_cache__1.pb as binary proto")
+
+    monkeypatch.setattr(cli, "_find_model", translate)
+    result = CliRunner().invoke(cli.app, ["translate", "--model", "any", "text"])
+    assert result.exit_code == 1
+    assert "damaged; delete it" in result.output and "/x/xla_compile_cache__1.pb" in result.output
 
 
 @pytest.mark.parametrize(("setting", "used"), [("", False), ("FOLDER", True), ("FILE", False)])

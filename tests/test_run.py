@@ -79,6 +79,33 @@ class TestStart:
         for before, now in zip(start, model.get_weights(), strict=True):
             np.testing.assert_allclose(now, before + 0.75, rtol=1e-6, atol=1e-6)
 
+    def test_the_start_is_what_training_began_with(self, finished, tmp_path, monkeypatch):
+        start = az_load(finished[0] / "run" / "model").get_weights()
+        mixed = []
+
+        class Stop(Exception):
+            pass
+
+        def fit(task, model, data):
+            model.set_weights([weight + 1 for weight in model.get_weights()])
+
+        def mix(model, start_weights, settings):
+            mixed.extend([start_weights, settings.start_share])
+            raise Stop
+
+        monkeypatch.setattr(run, "fit", fit)
+        monkeypatch.setattr(run, "mix_with_start", mix)
+        with pytest.raises(Stop):
+            run.train(
+                load(
+                    tmp_path, f"model.start={finished[0] / 'run' / 'model'}", "model.start_share=0.25",
+                    f"output={tmp_path / 'other'}",
+                )
+            )  # fmt: skip
+        assert mixed[1] == 0.25
+        for before, its in zip(start, mixed[0], strict=True):
+            np.testing.assert_array_equal(before, its)
+
     def test_a_share_of_nothing_is_refused(self, tmp_path):
         with pytest.raises(
             ValueError, match=r"expected model\.start with start_share, received start_share=0\.5"

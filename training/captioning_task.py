@@ -89,7 +89,7 @@ class CaptioningTask(Task):
     def batches(self, model: Captioner, data: Data) -> tuple[CaptionBatches, CaptionBatches]:
         """Returns the batches for training and for validation, which has all captions."""
         settings, size = self.recipe.training, model.encoder.image_size
-        mirror = settings.mirror
+        mirror = bool(settings.mirror)
         if mirror and self._features is not None:
             mirror = self._seen(model, data.training, mirrored=True).images
         training = CaptionBatches(

@@ -49,11 +49,17 @@ class _Commands(typer.core.TyperGroup):
             code, problem = 2, error
         except (OSError, ImportError, RuntimeError) as error:
             code, problem = 1, error
+        except Exception as error:
+            if CACHED_PROGRAM not in str(error):
+                raise
+            code, problem = 1, f"a compiled program on disk is damaged; delete it. TensorFlow says: {error}"
         if ctx.params.get("debug"):
-            traceback.print_exception(problem)
+            traceback.print_exc()
         typer.echo(f"Error: {problem}", err=True)
         raise typer.Exit(code)
 
+
+CACHED_PROGRAM = "xla_compile_cache"  # how the names of files of the compilation cache begin
 
 # Commands, and the models that they want.
 COMMANDS = {"translate": "a translator", "caption": "a captioner"}
@@ -503,7 +509,7 @@ def _use_compilation_cache() -> None:
     """Lets the next run of a command find what this one compiles, if that can be kept."""
     folder = os.environ.get("ATTENTION_ZOO_COMPILATION_CACHE")
     if folder != "":
-        with contextlib.suppress(OSError, ValueError):  # e.g. a home that cannot be written to
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # e.g. no home, or one to read only
             enable_compilation_cache(folder)
 
 

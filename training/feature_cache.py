@@ -51,7 +51,8 @@ def cached_features(
         batch_size: Images that are encoded at once.
         console: Where the progress is shown: as a bar on a terminal, and as a line elsewhere. None means
             standard output, if that is a terminal.
-        mirrored: Whether each image is mirrored, left to right, before, for `CaptionBatches(mirror=...)`.
+        mirrored: Whether each image is mirrored, left to right, before, for `CaptionBatches(mirror=...)`:
+            as many features again, beside the others.
 
     Returns:
         The same captions with the features, a memory map of float16 (N, H, W, C), which the encoder takes in
@@ -73,7 +74,7 @@ def cached_features(
     _check_arguments(encoder, data, batch_size)
     folder = pathlib.Path(folder)
     identity = {"encoder": _describe_encoder(encoder), "images": _describe_images(data.images)}
-    if mirrored:
+    if mirrored:  # only then: the others keep the names that they have
         identity["mirrored"] = True
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = folder / f"features-{fingerprint[:20]}.npy"

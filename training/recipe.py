@@ -434,7 +434,7 @@ class CaptionerTraining(Training):
 
     batch_size: Count
     captions: Literal["one", "all"] = "one"
-    mirror: bool = False
+    mirror: bool | None = None
 
 
 class Search(Settings):
@@ -600,7 +600,7 @@ class CaptioningRecipe(Recipe):
     def _sides_stay(self) -> "CaptioningRecipe":
         if self.training.mirror and isinstance(self.data, GeneratedScenes):
             raise ValueError(
-                "training.mirror: expected false for generated scenes, whose captions say what is left and "
+                "training.mirror: expected null for generated scenes, whose captions say what is left and "
                 "right, received true."
             )
         return self

@@ -313,11 +313,10 @@ def _changed_parts(recorded: Any, recipe: Recipe) -> list[str]:
 
 
 def _without_nulls(settings: Any) -> Any:
-    """Nested dicts without the keys that are null or false: an older record lacks those that are new."""
+    """Nested dicts without the keys that are null: an older record does not have those that are new."""
     if not isinstance(settings, dict):
         return settings
-    kept = {key: value for key, value in settings.items() if value is not None and value is not False}
-    return {key: _without_nulls(value) for key, value in kept.items()}
+    return {key: _without_nulls(value) for key, value in settings.items() if value is not None}
 
 
 class _ConsoleHandler(logging.Handler):

@@ -10,11 +10,12 @@ GPU = bool(os.environ.get("BENCHMARK_GPU"))
 
 
 def require_tensorflow_gpu() -> None:
-    """Raises RuntimeError if a GPU is to be measured and TensorFlow finds none."""
+    """Raises RuntimeError if a GPU is to be measured and TensorFlow finds none; float32 is float32 then."""
     import tensorflow as tf
 
     if GPU and not tf.config.list_physical_devices("GPU"):
         raise RuntimeError("expected a GPU, TensorFlow finds none")
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # as is PyTorch's choice for products
 
 
 def torch_device() -> Any:
@@ -23,6 +24,7 @@ def torch_device() -> Any:
 
     if GPU and not torch.cuda.is_available():
         raise RuntimeError("expected a GPU, PyTorch finds none")
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if GPU else "cpu")
 
 
