@@ -52,9 +52,10 @@ class _Commands(typer.core.TyperGroup):
         except Exception as error:
             if CACHED_PROGRAM not in str(error):
                 raise
-            code, problem = 1, f"a compiled program on disk is damaged; delete it. TensorFlow says: {error}"
+            code, problem = 1, RuntimeError(f"a compiled program on disk is damaged; delete it. {error}")
+            problem.__cause__ = error
         if ctx.params.get("debug"):
-            traceback.print_exc()
+            traceback.print_exception(problem)
         typer.echo(f"Error: {problem}", err=True)
         raise typer.Exit(code)
 
