@@ -22,8 +22,8 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> pathlib
 
     Compiled programs are for one kind of machine (its processor and how many cores a process may use, its
     GPUs), one version of TensorFlow and one setting of XLA_FLAGS: each combination has a folder of its own.
-    When one has grown beyond 1 GiB, its oldest files are deleted. Files are written whole;
-    one that was damaged later stops TensorFlow with a DataLossError that names it, and can be deleted.
+    When one has grown beyond 1 GiB, its oldest files are deleted. Files are written whole; should one be
+    damaged later, TensorFlow stops with a DataLossError or an OutOfRangeError: delete the folder then.
     TensorFlow says of each program that it reads that the processor lacks "prefer-no-scatter" and
     "prefer-no-gather", which are no features, but preferences of the compiler; TF_CPP_MIN_LOG_LEVEL=3
     silences it.

@@ -119,14 +119,16 @@ def test_who_has_no_home_has_no_cache(monkeypatch, flags):
     assert flags() == []
 
 
-def test_a_damaged_program_is_named(monkeypatch):
-    def translate(*_, **__):
-        raise tf.errors.DataLossError(None, None, "Can't parse /x/xla_compile_cache__1.pb as binary proto")
+@pytest.mark.parametrize("kind", [tf.errors.DataLossError, tf.errors.OutOfRangeError])
+def test_commands_say_what_to_do_about_a_damaged_program(monkeypatch, kind):
+    def fail(*_, **__):
+        raise kind(None, None, "Read less bytes than requested")
 
-    monkeypatch.setattr(cli, "_find_model", translate)
-    result = CliRunner().invoke(cli.app, ["translate", "--model", "any", "text"])
+    monkeypatch.setattr(cli, "_find_model", fail)
+    result = CliRunner().invoke(cli.app, ["--debug", "translate", "--model", "any", "text"])
     assert result.exit_code == 1
-    assert "damaged; delete it" in result.output and "/x/xla_compile_cache__1.pb" in result.output
+    assert "delete ~/.cache/attention_zoo/compiled" in result.output
+    assert "Read less bytes than requested" in result.output and "Traceback" in result.output
 
 
 @pytest.mark.parametrize(("setting", "used"), [("", False), ("FOLDER", True), ("FILE", False)])

@@ -50,9 +50,9 @@ class _Commands(typer.core.TyperGroup):
         except (OSError, ImportError, RuntimeError) as error:
             code, problem = 1, error
         except Exception as error:
-            if CACHED_PROGRAM not in str(error):
+            if type(error).__name__ not in DAMAGED:
                 raise
-            code, problem = 1, RuntimeError(f"a compiled program on disk is damaged; delete it. {error}")
+            code, problem = 1, RuntimeError(f"{DAMAGED_MESSAGE} TensorFlow says: {error}")
             problem.__cause__ = error
         if ctx.params.get("debug"):
             traceback.print_exception(problem)
@@ -60,7 +60,12 @@ class _Commands(typer.core.TyperGroup):
         raise typer.Exit(code)
 
 
-CACHED_PROGRAM = "xla_compile_cache"  # how the names of files of the compilation cache begin
+# What TensorFlow raises when a compiled program is damaged; TensorFlow may not be imported yet.
+DAMAGED = ("DataLossError", "OutOfRangeError")
+DAMAGED_MESSAGE = (
+    "a file is damaged, probably a compiled program; delete ~/.cache/attention_zoo/compiled, or what "
+    "ATTENTION_ZOO_COMPILATION_CACHE or XDG_CACHE_HOME say instead."
+)
 
 # Commands, and the models that they want.
 COMMANDS = {"translate": "a translator", "caption": "a captioner"}
