@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import machine
 import numpy as np
-from samples import Summary, table
+from samples import summarize, table
 
 RUNS = 5  # in a round
 
@@ -134,8 +134,8 @@ def measure(name: str, case: Case, rounds: int) -> list[str]:
         step(inputs)  # compiles
     for _ in range(rounds):
         for version, step in steps.items():
-            times[version].append(statistics.median(_seconds(step, inputs) for _ in range(RUNS)))
-    found = {version: _summary(seconds) for version, seconds in times.items()}
+            times[version].append(statistics.median(_milliseconds(step, inputs) for _ in range(RUNS)))
+    found = {version: summarize((ms, None) for ms in medians) for version, medians in times.items()}
     shapes = ", ".join(" x ".join(map(str, shape)) for shape in case.shapes)
     if "theirs" not in found:
         return [name, shapes, str(found["ours"]), "", "", ""]
@@ -174,15 +174,10 @@ def _gradients(model: Any) -> Callable:
     return lambda inputs: gradients(inputs)[0].numpy()
 
 
-def _seconds(step: Callable, inputs: Any) -> float:
+def _milliseconds(step: Callable, inputs: Any) -> float:
     start = time.perf_counter()
     step(inputs)
-    return time.perf_counter() - start
-
-
-def _summary(seconds: list[float]) -> Summary:
-    times = [1000 * one for one in seconds]
-    return Summary(statistics.median(times), min(times), max(times), len(times), busy=0)
+    return 1000 * (time.perf_counter() - start)
 
 
 def _device() -> str:
