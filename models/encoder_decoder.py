@@ -312,7 +312,7 @@ class EncoderDecoder(TeacherForcing):
         self, folder: str | os.PathLike, endpoints: dict[str, tuple[Callable, list[tf.TensorSpec]]]
     ) -> None:
         """Writes a SavedModel with these signatures, and the model itself for `saving.load`."""
-        from attention_zoo.models import saving
+        from attention_zoo.models import common_subexpressions, saving
 
         self.check_vocabularies()
         self.build()
@@ -324,6 +324,7 @@ class EncoderDecoder(TeacherForcing):
             for name, (function, signature) in endpoints.items():
                 archive.add_endpoint(name, function, input_signature=signature)
             archive.write_out(temporary, verbose=False)
+            common_subexpressions.merge(temporary)
             file = temporary / saving.KERAS_FILE
             file.parent.mkdir()
             self.save(file)
