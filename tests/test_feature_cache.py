@@ -246,6 +246,9 @@ def test_log_has_one_plain_line(tmp_path):
     cached_features(patches(), data(), tmp_path, console=Console(file=file, width=20))
     assert re.fullmatch(r"features of 7 images in \d:\d\d, [\d,.]+ images/s\n", file.getvalue())
     file = io.StringIO()
+    cached_features(patches(), data(), tmp_path, console=Console(file=file, width=20), mirrored=True)
+    assert file.getvalue().startswith("features of 7 mirrored images in ")
+    file = io.StringIO()
     cached_features(patches(), data(), tmp_path, console=Console(file=file))
     assert file.getvalue() == ""
 

@@ -185,7 +185,7 @@ def _write_features(
             images = tf.reverse(images, axis=[2])
         return encoder.features(images)  # (B, H, W, C)
 
-    with _Display(len(images), console) as display:
+    with _Display("mirrored images" if mirrored else "images", len(images), console) as display:
         for batch in _image_batches(images, encoder.image_size, batch_size):
             features = np.asarray(tf.cast(encode(batch), tf.float32))
             with np.errstate(over="ignore"):  # it is an error below
@@ -226,8 +226,8 @@ def _image_batches(
 class _Display:
     """Shows how many images are done: on a terminal as a bar, elsewhere in a line at the end."""
 
-    def __init__(self, total: int, console: Console | None) -> None:
-        self._total, self._done, self._start = total, 0, time.perf_counter()
+    def __init__(self, name: str, total: int, console: Console | None) -> None:
+        self._name, self._total, self._done, self._start = name, total, 0, time.perf_counter()
         self._asked = console is not None
         self._console = console or Console()
         self._bar: Bar | None = None
@@ -237,7 +237,7 @@ class _Display:
             columns = [TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn()]
             columns.append(TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True)))
             self._bar = Bar(*columns, console=self._console, expand=True)
-            self._task = self._bar.add_task("features", total=self._total, state="")
+            self._task = self._bar.add_task(f"features of {self._name}", total=self._total, state="")
             self._bar.start()
         return self
 
@@ -255,7 +255,7 @@ class _Display:
         if kind is None and (self._bar or self._asked):
             seconds = time.perf_counter() - self._start
             self._console.print(
-                f"features of {self._done:,} images in {clock(seconds)}, {self._rate():,.1f} images/s",
+                f"features of {self._done:,} {self._name} in {clock(seconds)}, {self._rate():,.1f} images/s",
                 markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
 
