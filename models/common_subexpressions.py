@@ -40,27 +40,32 @@ def _merge_nodes(function: FunctionDef) -> None:
         if "_class" in node.attr  # asked first: to look up what is missing would write it
         for name in node.attr["_class"].list.s
     }
-    nodes = [NodeDef.FromString(node.SerializeToString()) for node in function.node_def]
-    while True:
-        first: dict[Hashable, str] = {}
-        merged = {
-            node.name: kept
-            for node in nodes
-            if node.op in _MERGED and node.name not in named
-            if (kept := first.setdefault(_computation(node), node.name)) != node.name
-        }
-        if not merged:
-            break
-        nodes = [node for node in nodes if node.name not in merged]
-        for node in nodes:  # those that read from merged nodes may be equal now, hence the loop
-            inputs = [_renamed(text, merged) for text in node.input]
-            node.input[:] = [text for text in inputs if text[0] != "^"]
-            node.input.extend(dict.fromkeys(text for text in inputs if text[0] == "^"))  # once each
-        for results in (function.ret, function.control_ret):
-            for name, result in list(results.items()):
-                results[name] = _renamed(result, merged)
-    del function.node_def[:]
-    function.node_def.extend(nodes)
+    first: dict[Hashable, str] = {}
+    merged: dict[str, str] = {}
+    left = []
+    for node in function.node_def:
+        _rename_inputs(node, merged)
+        if node.op in _MERGED and node.name not in named:
+            kept = first.setdefault(_computation(node), node.name)
+            if kept != node.name:
+                merged[node.name] = kept
+                continue
+        left.append(node)
+    for node in left:  # again, as a node may stand before those that it reads from
+        _rename_inputs(node, merged)
+    for results in (function.ret, function.control_ret):
+        for name, result in list(results.items()):
+            results[name] = _renamed(result, merged)
+    for index in reversed(range(len(function.node_def))):
+        if function.node_def[index].name in merged:
+            del function.node_def[index]
+
+
+def _rename_inputs(node: NodeDef, merged: dict[str, str]) -> None:
+    inputs = [_renamed(text, merged) for text in node.input]
+    if inputs != list(node.input):
+        node.input[:] = [text for text in inputs if text[0] != "^"]
+        node.input.extend(dict.fromkeys(text for text in inputs if text[0] == "^"))  # once each
 
 
 def _computation(node: NodeDef) -> Hashable:
