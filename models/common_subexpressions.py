@@ -1,8 +1,9 @@
 """SavedModels with fewer nodes, which load faster."""
 
+import collections
 import pathlib
 import re
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
@@ -26,15 +27,21 @@ def merge(folder: pathlib.Path) -> None:
     path = folder / "saved_model.pb"
     saved = SavedModel.FromString(path.read_bytes())
     for graph in saved.meta_graphs:
+        # What a function's own gradient reads from another function is looked up there by name.
+        read = collections.defaultdict(set)
+        for thing in graph.object_graph_def.nodes:
+            tensor = thing.captured_tensor  # empty, if it is something else
+            read[tensor.concrete_function].add(tensor.name.partition(":")[0])
         for function in graph.graph_def.library.function:
-            _merge_nodes(function)
+            _merge_nodes(function, read[function.signature.name])
     path.write_bytes(saved.SerializeToString(deterministic=True))
     _renew_fingerprint(folder)
 
 
-def _merge_nodes(function: FunctionDef) -> None:
-    # Another node may ask for its place beside one of these by name.
-    named = {
+def _merge_nodes(function: FunctionDef, read: Collection[str] = ()) -> None:
+    """Merges the nodes of one function, but for those that others read by name."""
+    # And for those whose place on a device another node asks for.
+    named = set(read) | {
         name.removeprefix(b"loc:@").decode()
         for node in function.node_def
         if "_class" in node.attr  # asked first: to look up what is missing would write it

@@ -27,6 +27,11 @@ class Module(tf.Module):
     def loop(self, x):
         return tf.while_loop(lambda x: tf.less(x, 9.0), lambda x: (x + 2.0 + 2.0,), (x,))[0]
 
+    @tf.function(input_signature=[tf.TensorSpec([])])
+    def swish(self, x):
+        # With a gradient of its own, which reads beta; and the same constant twice.
+        return tf.while_loop(lambda x: x < 1.0, lambda x: (tf.nn.silu(x) + tf.nn.silu(x) + 0.5,), (x,))[0]
+
     @tf.function(input_signature=[])
     def counted(self):
         with tf.control_dependencies([self.count.assign_add(1), self.count.assign_add(1)]):
@@ -63,6 +68,7 @@ def test_results_stay_as_they_are(folders):
         np.testing.assert_array_equal(found["again"], 3)
         np.testing.assert_array_equal(found["wide"], x)
         assert model.loop(tf.constant(0.0)).numpy() == 12.0
+        np.testing.assert_allclose(model.swish(tf.constant(0.0)), 1.122459, atol=1e-6)
         assert [model.counted().numpy() for _ in range(2)] == [12, 14]
 
 
