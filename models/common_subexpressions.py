@@ -49,16 +49,13 @@ def _merge_nodes(function: FunctionDef, read: Collection[str] = ()) -> None:
     }
     first: dict[Hashable, str] = {}
     merged: dict[str, str] = {}
-    left = []
     for node in function.node_def:
         _rename_inputs(node, merged)
         if node.op in _MERGED and node.name not in named:
             kept = first.setdefault(_computation(node), node.name)
             if kept != node.name:
                 merged[node.name] = kept
-                continue
-        left.append(node)
-    for node in left:  # again, as a node may stand before those that it reads from
+    for node in function.node_def:  # again, as a node may stand before those that it reads from
         _rename_inputs(node, merged)
     for results in (function.ret, function.control_ret):
         for name, result in list(results.items()):
