@@ -194,7 +194,12 @@ class EncoderDecoder(TeacherForcing):
         memory = self._encode(source, settings["return_attention"])
         prepared = self.decoder.prepare(memory)
         hypotheses = settings.get("samples") or settings.get("beams", 1)
-        state = self.decoder.initial_state(prepared, hypotheses, max_positions=settings["max_length"] + 1)
+        state = self.decoder.initial_state(
+            prepared,
+            hypotheses,
+            max_positions=settings["max_length"] + 1,
+            reordered="samples" not in settings,
+        )
         if "samples" in settings:
             decode = functools.partial(search.sample, seed=seed, rows=rows)
         else:

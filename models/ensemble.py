@@ -127,9 +127,15 @@ class _Decoders(keras.layers.Layer):
     def prepare(self, memory: dict[str, Any]) -> list[Any]:
         return [member.prepare(one) for member, one in zip(self.members, memory["members"], strict=True)]
 
-    def initial_state(self, prepared: list[Any], hypotheses: int = 1, max_positions: Any = None) -> list[Any]:
+    def initial_state(
+        self,
+        prepared: list[Any],
+        hypotheses: int = 1,
+        max_positions: Any = None,
+        reordered: bool = True,
+    ) -> list[Any]:
         return [
-            member.initial_state(one, hypotheses, max_positions)
+            member.initial_state(one, hypotheses, max_positions, reordered)
             for member, one in zip(self.members, prepared, strict=True)
         ]
 

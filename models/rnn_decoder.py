@@ -265,7 +265,11 @@ class RNNDecoder(keras.layers.Layer):
         return prepared
 
     def initial_state(
-        self, prepared: dict[str, Any], hypotheses: int = 1, max_positions: Any = None
+        self,
+        prepared: dict[str, Any],
+        hypotheses: int = 1,
+        max_positions: Any = None,
+        reordered: bool = True,
     ) -> dict[str, Any]:
         """The state before the first position.
 
@@ -273,6 +277,7 @@ class RNNDecoder(keras.layers.Layer):
             prepared: What `prepare` returned.
             hypotheses: K, the number of hypotheses per source.
             max_positions: Most positions there will be; this state's size does not depend on it.
+            reordered: Whether the hypotheses will be reordered, which this state is small enough for.
 
         Returns:
             A nest of tensors (B, K, ...).

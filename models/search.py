@@ -4,7 +4,8 @@ The model is a function `step(token, state) -> (logits, state, attention)`:
 
 - token: int (B, K), the last token of each of K hypotheses per source, START at first;
 - state: a nest of tensors. Leaves (B, K, ...) belong to the hypotheses and follow them when the beam
-  is reordered; leaves of rank 0 are shared by all. Structure, shapes and dtypes never change;
+  is reordered; leaves of rank 0, and all that a dict has under "shared", are shared by all and stay as the
+  step returned them. Structure, shapes and dtypes never change;
 - logits: (B, K, V), what may come next;
 - attention: a nest of float tensors (B, K, ...), where each hypothesis looked, or None.
 
@@ -546,23 +547,24 @@ def join_hypotheses(state: Any) -> Any:
     """
 
     def join(x: Any) -> Any:
-        if len(x.shape) < 2:
-            return x
         batch, hypotheses, *rest = ops.shape(x)
         return ops.reshape(x, (batch * hypotheses, *rest))  # (B * K, ...)
 
-    return keras.tree.map_structure(join, state)
+    return _map_own(join, state)
 
 
 def split_hypotheses(state: Any, batch: Any, hypotheses: int) -> Any:
     """What `join_hypotheses` returned as it was: every leaf (B * K, ...) as (B, K, ...)."""
+    return _map_own(lambda x: ops.reshape(x, (batch, hypotheses, *ops.shape(x)[1:])), state)
 
-    def split(x: Any) -> Any:
-        if not len(x.shape):
-            return x
-        return ops.reshape(x, (batch, hypotheses, *ops.shape(x)[1:]))  # (B, K, ...)
 
-    return keras.tree.map_structure(split, state)
+def _map_own(function: Callable[[Any], Any], state: Any) -> Any:
+    """Applies a function to the leaves of a state that belong to the hypotheses."""
+    leaves = [
+        x if "shared" in path or not len(x.shape) else function(x)
+        for path, x in keras.tree.flatten_with_path(state)
+    ]
+    return keras.tree.pack_sequence_as(state, leaves)
 
 
 # === One step of the beam ===
@@ -646,19 +648,17 @@ def _look_up(totals: Any, parent: Any, token: Any) -> Any:
 
 
 def _take_beams(nest: Any, index: Any) -> Any:
-    """Reorders every leaf (B, K, ...) by `index`, int (B, N), to (B, N, ...); leaves scalars alone."""
+    """Reorders every leaf (B, K, ...) of a state by `index`, int (B, N), to (B, N, ...)."""
     batch, wanted = ops.shape(index)
 
     def take(x: Any) -> Any:
-        if len(x.shape) < 2:
-            return x
         _, beams, *rest = ops.shape(x)
         # Whole rows of a flat tensor: take_along_axis would make an index for every single number.
         rows = ops.expand_dims(ops.arange(batch, dtype="int32") * beams, 1) + index  # (B, N)
         flat = ops.reshape(x, (batch * beams, *rest))  # (B * K, ...)
         return ops.reshape(ops.take(flat, ops.reshape(rows, (-1,)), axis=0), (batch, wanted, *rest))
 
-    return keras.tree.map_structure(take, nest)
+    return _map_own(take, nest)
 
 
 # === The end of diverse beam search ===

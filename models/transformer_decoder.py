@@ -180,17 +180,28 @@ class TransformerDecoder(TransformerStack):
         return {"blocks": [block.prepare(values) for block in self.blocks], "mask": memory["mask"]}
 
     def initial_state(
-        self, prepared: dict[str, Any], hypotheses: int = 1, max_positions: Any = None
+        self,
+        prepared: dict[str, Any],
+        hypotheses: int = 1,
+        max_positions: Any = None,
+        reordered: bool = True,
     ) -> dict[str, Any]:
         """The state before the first position: an empty cache.
+
+        Keys and values are large. Where a search drops hypotheses and goes on from others twice, they stay
+        where they were written, in one cache for all hypotheses of a source, and only "origin" is reordered,
+        which says whose are whose. Hypotheses that go on alone have a cache each, and read no other.
 
         Args:
             prepared: What `prepare` returned.
             hypotheses: K, the number of hypotheses per source.
             max_positions: Most positions there will be.
+            reordered: Whether the hypotheses will be reordered, as beam search does.
 
         Returns:
-            A dict of "position", a scalar, and "cache", a nest of tensors (B, K, ...).
+            A dict of "position", a scalar, and "cache", a nest of tensors (B, K, ...); or, if more than one
+            hypothesis is to be reordered, of "position", "origin", int (B, K, max_positions), and "shared",
+            which has the "cache".
 
         Raises:
             ValueError: If `max_positions` is missing, or more than the table of learned positions has.
@@ -208,11 +219,13 @@ class TransformerDecoder(TransformerStack):
                 f"received {max_positions}; ask for shorter outputs, or learn more positions"
             )
         batch = ops.shape(prepared["mask"])[0]
+        position = ops.convert_to_tensor(0, dtype="int32")
+        if reordered and hypotheses > 1:
+            caches = [block.empty_cache(batch, max_positions, hypotheses) for block in self.blocks]
+            origin = ops.zeros((batch, hypotheses, max_positions), dtype="int32")
+            return {"position": position, "origin": origin, "shared": {"cache": caches}}
         caches = [block.empty_cache(batch * hypotheses, max_positions) for block in self.blocks]
-        return {
-            "position": ops.convert_to_tensor(0, dtype="int32"),
-            "cache": split_hypotheses(caches, batch, hypotheses),
-        }
+        return {"position": position, "cache": split_hypotheses(caches, batch, hypotheses)}
 
     def step(self, token: Any, state: dict[str, Any], prepared: dict[str, Any]) -> tuple[Any, Any, Any]:
         """Advances every hypothesis by one token: the step contract of `models.search`.
@@ -227,20 +240,29 @@ class TransformerDecoder(TransformerStack):
             (B, K, N, H, S), and "self" (B, K, N, H, max_positions).
         """
         batch, hypotheses = ops.shape(token)
-        position = state["position"]
+        position, origin = state["position"], state.get("origin")
+        if origin is None:
+            caches = join_hypotheses(state["cache"])
+        else:
+            caches = state["shared"]["cache"]
+            here = ops.arange(ops.shape(origin)[-1], dtype="int32") == position  # (max_positions,)
+            own = ops.expand_dims(ops.arange(hypotheses, dtype="int32"), 1)  # (K, 1)
+            origin = ops.where(here, own, origin)  # (B, K, max_positions)
         x = self.embed(ops.reshape(token, (-1, 1)), start=position)  # (B * K, 1, D)
-        attention, caches = [], []
-        for block, cache, memory in zip(self.blocks, state["cache"], prepared["blocks"], strict=True):
-            x, weights, cache = block.step(
-                x, join_hypotheses(cache), position, memory, prepared["mask"], hypotheses
-            )
+        attention, written = [], []
+        for block, cache, memory in zip(self.blocks, caches, prepared["blocks"], strict=True):
+            x, weights, cache = block.step(x, cache, position, memory, prepared["mask"], hypotheses, origin)
             attention.append(weights)
-            caches.append(cache)
+            written.append(cache)
         own = [ops.squeeze(weights["self"], 2) for weights in attention]  # each (B * K, H, L)
         own = ops.stack(own, axis=1)  # (B * K, N, H, L)
         cross = ops.stack([weights["cross"] for weights in attention], axis=1)  # (B, N, H, K, S)
         logits = self._logits(ops.reshape(x, (batch, hypotheses, self.units)))  # (B, K, V)
-        state = {"position": position + 1, "cache": split_hypotheses(caches, batch, hypotheses)}
+        state = {"position": position + 1}
+        if origin is None:
+            state["cache"] = split_hypotheses(written, batch, hypotheses)
+        else:
+            state |= {"origin": origin, "shared": {"cache": written}}
         return (
             logits,
             state,

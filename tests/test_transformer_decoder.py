@@ -104,22 +104,21 @@ def test_equals_pytorch_with_gradients(normalize_first, activation):
 # === Step by step ===
 
 
-def assert_step_equals_call(decoder, tolerance):
-    """At every position hypotheses are continued, dropped and doubled, as beam search does."""
+def assert_step_equals_call(decoder, tolerance, reordered=True):
+    """At every position hypotheses are continued, dropped and doubled, as by beam search, or go on alone."""
     memory, generator = example_memory(), np.random.default_rng(0)
     repeated = {name: np.repeat(x, K, axis=0) for name, x in memory.items()}
     prepared = decoder.prepare(memory)
-    state = decoder.initial_state(prepared, K, max_positions=T + 1)
+    state = decoder.initial_state(prepared, K, max_positions=T + 1, reordered=reordered)
     shapes = [tuple(x.shape) for x in tf.nest.flatten(state)]
     history = np.zeros((B, K, 0), "int32")
     rows = np.arange(B)[:, None]
     for t in range(T):
         if t:
-            parent = generator.integers(0, K, (B, K))
+            parent = generator.integers(0, K, (B, K)) if reordered else np.tile(np.arange(K), (B, 1))
             history = history[rows, parent]
-            state = tf.nest.map_structure(
-                lambda x, p=parent: x if len(x.shape) < 2 else np.array(x)[rows, p], state
-            )
+            own = {name: part for name, part in state.items() if name in ("cache", "origin")}
+            state |= tf.nest.map_structure(lambda x, p=parent: np.array(x)[rows, p], own)
         token = generator.integers(1, V, (B, K)).astype("int32")
         history = np.concatenate([history, token[..., None]], axis=-1)
         logits, state, attention = decoder.step(token, state, prepared)
@@ -136,8 +135,9 @@ def assert_step_equals_call(decoder, tolerance):
 
 
 @variants
-def test_step_equals_call(variant):
-    assert_step_equals_call(built(variant), 2e-5)
+@pytest.mark.parametrize("reordered", [True, False])
+def test_step_equals_call(variant, reordered):
+    assert_step_equals_call(built(variant), 2e-5, reordered)
 
 
 @variants
@@ -148,7 +148,7 @@ def test_step_equals_call_in_half_precision(variant):
 def test_cache_is_in_the_compute_dtype():
     decoder = built(dtype="mixed_bfloat16")
     state = decoder.initial_state(decoder.prepare(example_memory()), K, max_positions=T)
-    assert {x.dtype.name for x in tf.nest.flatten(state["cache"])} == {"bfloat16"}
+    assert {x.dtype.name for x in tf.nest.flatten(state["shared"]["cache"])} == {"bfloat16"}
     assert state["position"].dtype == "int32"
 
 
@@ -157,7 +157,7 @@ def test_shared_heads_make_the_cache_smaller():
     for heads in (None, 1):
         decoder = built(num_key_value_heads=heads)
         state = decoder.initial_state(decoder.prepare(example_memory()), K, max_positions=T)
-        sizes[heads] = sum(x.numpy().size for x in tf.nest.flatten(state["cache"]))
+        sizes[heads] = sum(x.numpy().size for x in tf.nest.flatten(state["shared"]["cache"]))
     assert sizes == {None: N * 2 * B * K * T * D, 1: N * 2 * B * K * T * D // H}
 
 
@@ -181,7 +181,8 @@ def test_compiled_search_writes_into_the_cache(hypotheses):
         return search.beam(step, state, beams=hypotheses, **settings)["tokens"]
 
     program = run.experimental_get_compiler_ir()(stage="optimized_hlo")
-    cache = rf"{length},{D // H}\]"  # the last axes, however the others are laid out
+    places, width = length * hypotheses, D // H
+    cache = rf"(?:{places},{width}|{width},{places})\]"  # the last axes, however the others are laid out
     assert re.search(rf"dynamic-update-slice[^=]* = f32\[[\d,]*{cache}", program)
     assert not re.search(rf"f32\[[\d,]*{cache}\S* copy\(%get-tuple-element", program)
 

@@ -92,16 +92,20 @@ def test_equals_pytorch_with_gradients(normalize_first, activation):
 
 
 @variants
-def test_step_equals_call(arguments):
-    """Three hypotheses per memory, which is neither repeated nor projected again."""
+@pytest.mark.parametrize("together", [False, True])
+def test_step_equals_call(arguments, together):
+    """Three hypotheses per memory, which is neither repeated nor projected again; with one cache or three."""
     block, memory = built(**arguments), random(B, S, DM)
     xs = random(B, K, T, D)
-    prepared, cache = block.prepare(memory), block.empty_cache(B * K, T + 2)
+    prepared = block.prepare(memory)
+    cache = block.empty_cache(B, T + 2, K) if together else block.empty_cache(B * K, T + 2)
     assert all(len(x) == B for x in tf.nest.flatten(prepared))
+    # Nobody moves: each sees what it wrote itself.
+    origin = np.tile(np.arange(K)[:, None], (B, 1, T + 2)) if together else None
     outputs, own, cross = [], [], []
     for t in range(T):
         x = xs[:, :, t].reshape(B * K, 1, D)
-        output, weights, cache = block.step(x, cache, t, prepared, MASK, hypotheses=K)
+        output, weights, cache = block.step(x, cache, t, prepared, MASK, hypotheses=K, origin=origin)
         assert output.shape == (B * K, 1, D)
         outputs.append(np.reshape(output, (B, K, D)))
         own.append(np.reshape(weights["self"], (B, K, H, T + 2)))

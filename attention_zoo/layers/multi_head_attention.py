@@ -236,7 +236,8 @@ class MultiHeadAttention(Attention):
 
     def project_query(self, query: Any, start: Any = 0) -> Any:
         """(B, T, Dq) -> (B, H, T, d); `start` is the position of the first query."""
-        return self._rotated(self._heads(self._projected(query, "query"), self.num_heads), start)
+        places = positions.positions_from(start, ops.shape(query)[1])  # (T,)
+        return self._rotated(self._heads(self._projected(query, "query"), self.num_heads), places)
 
     def project_memory(self, value: Any, key: Any = None, start: Any = 0) -> dict[str, Any]:
         """Projects what is attended to, once for all queries.
@@ -252,13 +253,14 @@ class MultiHeadAttention(Attention):
         value = ops.cast(value, self.compute_dtype)
         key = value if key is None else ops.cast(key, self.compute_dtype)
         groups = self.num_key_value_heads
+        places = positions.positions_from(start, ops.shape(key)[1])  # (S,)
         return {
-            "key": self._rotated(self._heads(self._projected(key, "key"), groups), start),
+            "key": self._rotated(self._heads(self._projected(key, "key"), groups), places),
             "value": self._heads(self._projected(value, "value"), groups),
         }
 
-    def _project_self(self, x: Any, start: Any = 0) -> tuple[Any, dict[str, Any]]:
-        """Queries and memory of one sequence, by one product."""
+    def _project_self(self, x: Any, places: Any) -> tuple[Any, dict[str, Any]]:
+        """Queries and memory of one sequence whose vectors stand at `places`, (T,), by one product."""
         x = ops.cast(x, self.compute_dtype)
         projected = self._projected(x, "query", "key", "value")
         queries = self.num_heads * self.key_dim
@@ -266,10 +268,10 @@ class MultiHeadAttention(Attention):
         query, key, value = ops.split(projected, [queries, queries + keys], axis=-1)
         groups = self.num_key_value_heads
         memory = {
-            "key": self._rotated(self._heads(key, groups), start),
+            "key": self._rotated(self._heads(key, groups), places),
             "value": self._heads(value, groups),
         }
-        return self._rotated(self._heads(query, self.num_heads), start), memory
+        return self._rotated(self._heads(query, self.num_heads), places), memory
 
     def _gate(self, query: Any) -> Any:
         """(B, T, Dq) -> (B, H, T, value_dim), or None without a gate."""
@@ -291,10 +293,9 @@ class MultiHeadAttention(Attention):
         x = ops.reshape(x, (batch, length, heads, width // heads))  # (B, T, H, d)
         return ops.transpose(x, (0, 2, 1, 3))  # (B, H, T, d)
 
-    def _rotated(self, x: Any, start: Any) -> Any:
-        if not self.rotary:
-            return x
-        return positions.rotate(x, start + ops.arange(ops.shape(x)[2], dtype="int32"))
+    def _rotated(self, x: Any, places: Any) -> Any:
+        """(B, H, T, d), turned by where its vectors stand, (T,), if the layer does that."""
+        return positions.rotate(x, places) if self.rotary else x
 
     # === Attending ===
 
@@ -378,7 +379,7 @@ class MultiHeadAttention(Attention):
 
     def _project_all(self, query: Any, value: Any, key: Any) -> tuple[Any, dict[str, Any]]:
         if query is value and (key is None or key is value):
-            return self._project_self(query)
+            return self._project_self(query, ops.arange(ops.shape(query)[1], dtype="int32"))
         return self.project_query(ops.cast(query, self.compute_dtype)), self.project_memory(value, key)
 
     def _average(
@@ -477,42 +478,65 @@ class MultiHeadAttention(Attention):
 
     # === Token by token ===
 
-    def empty_cache(self, batch_size: Any, length: Any) -> dict[str, Any]:
+    def empty_cache(self, batch_size: Any, length: Any, hypotheses: int = 1) -> dict[str, Any]:
         """Room for the keys and values of `length` positions.
 
         Args:
             batch_size: B.
             length: Number of positions.
+            hypotheses: K, how many stand side by side at every position.
 
         Returns:
-            A dict of zeros, "key" (B, G, length, d) and "value" (B, G, length, value_dim).
+            A dict of zeros, "key" (B, G, d, length * K) and "value" (B, G, length * K, value_dim).
         """
-        shape = (batch_size, self.num_key_value_heads, length)
+        places, groups = length * hypotheses, self.num_key_value_heads
         return {
-            "key": ops.zeros((*shape, self.key_dim), self.compute_dtype),
-            "value": ops.zeros((*shape, self.value_dim), self.compute_dtype),
+            # Keys stand in columns: their products with a few queries are faster than with keys in rows.
+            "key": ops.zeros((batch_size, groups, self.key_dim, places), self.compute_dtype),
+            "value": ops.zeros((batch_size, groups, places, self.value_dim), self.compute_dtype),
         }
 
-    def step(self, x: Any, cache: dict[str, Any], position: Any) -> tuple[Any, Any, dict[str, Any]]:
+    def step(
+        self, x: Any, cache: dict[str, Any], position: Any, origin: Any = None
+    ) -> tuple[Any, Any, dict[str, Any]]:
         """Causal self-attention of one more position.
 
+        K hypotheses of a search may stand side by side there. Each writes its key and value once, and none is
+        moved when the search drops some of them and goes on from others twice: `origin` says whose key each
+        hypothesis sees at each position before.
+
         Args:
-            x: Float (B, 1, D), what stands there.
+            x: Float (B, K, D), what stands there.
             cache: What `empty_cache` or the step before returned.
             position: Its index, an integer scalar.
+            origin: int (B, K, length), the number of the hypothesis that wrote what each hypothesis sees at
+                each position; at `position` its own. Not needed if K is 1.
 
         Returns:
-            The output (B, 1, Do), the weights, float32 (B, H, 1, length), and the new cache.
+            The output (B, K, Do), the weights, float32 (B, H, K, length), and the new cache.
         """
-        query, new = self._project_self(x, position)
+        batch, hypotheses, _ = ops.shape(x)
+        query, new = self._project_self(x, ops.zeros((hypotheses,), "int32") + position)
+        place, column = position * hypotheses, ops.swapaxes(new["key"], -2, -1)  # (B, G, d, K)
         cache = {
-            name: ops.slice_update(cache[name], (0, 0, position, 0), new[name]) for name in ("key", "value")
+            "key": ops.slice_update(cache["key"], (0, 0, 0, place), column),
+            "value": ops.slice_update(cache["value"], (0, 0, place, 0), new["value"]),
         }
-        index = ops.arange(ops.shape(cache["key"])[2], dtype="int32")
+        length = ops.shape(cache["value"])[2] // hypotheses
+        index = ops.arange(length, dtype="int32")
         seen = index <= position  # (length,)
         if self.sliding_window is not None:
             seen = ops.logical_and(seen, self._near(position, index))
-        heads, weights = self._average(query, cache, ops.reshape(seen, (1, 1, -1)), training=False)
+        seen = ops.reshape(seen, (1, 1, length))
+        if origin is not None:
+            own = ops.expand_dims(ops.cast(origin, "int32"), -1) == ops.arange(hypotheses, dtype="int32")
+            seen = ops.logical_and(own, ops.expand_dims(seen, -1))  # (B, K, length, K)
+            seen = ops.reshape(seen, (batch, hypotheses, length * hypotheses))
+        memory = {**cache, "key": ops.swapaxes(cache["key"], -2, -1)}  # (B, G, length * K, d)
+        heads, weights = self._average(query, memory, seen, training=False)
+        if origin is not None:
+            weights = ops.reshape(weights, (batch, self.num_heads, hypotheses, length, hypotheses))
+            weights = ops.sum(weights, axis=-1)  # (B, H, K, length)
         return self._output(heads, self._gate(x)), weights, cache
 
     def get_config(self) -> dict[str, Any]:

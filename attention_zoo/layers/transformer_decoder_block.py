@@ -104,9 +104,9 @@ class TransformerDecoderBlock(TransformerBlock):
         """Projects a memory (B, S, Dm) once for all positions."""
         return self.cross_attention.project_memory(memory)
 
-    def empty_cache(self, batch_size: Any, length: Any) -> dict[str, Any]:
+    def empty_cache(self, batch_size: Any, length: Any, hypotheses: int = 1) -> dict[str, Any]:
         """The cache of the self-attention before the first of `length` positions."""
-        return self.self_attention.empty_cache(batch_size, length)
+        return self.self_attention.empty_cache(batch_size, length, hypotheses)
 
     def step(
         self,
@@ -116,16 +116,20 @@ class TransformerDecoderBlock(TransformerBlock):
         memory: dict[str, Any],
         memory_mask: Any = None,
         hypotheses: int = 1,
+        origin: Any = None,
     ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Computes one more position of `call`, for K hypotheses per memory.
 
         Args:
             x: Float (B * K, 1, D), what stands there; the hypotheses of one memory follow each other.
-            cache: What `empty_cache(B * K, length)` or the step before returned.
+            cache: What `empty_cache(B * K, length)` or the step before returned; with `origin` what
+                `empty_cache(B, length, K)` did.
             position: Its index, an integer scalar.
             memory: What `prepare` returned for B memories.
             memory_mask: Boolean (B, S), or None.
             hypotheses: K.
+            origin: int (B, K, length), see `MultiHeadAttention.step`; None if each hypothesis has a cache of
+                its own.
 
         Returns:
             Float (B * K, 1, D); the weights, "self" (B * K, H, 1, length) and "cross" (B, H, K, S); the
@@ -134,8 +138,16 @@ class TransformerDecoderBlock(TransformerBlock):
         memory_mask = masks.combine_masks(memory_mask)  # (B, 1, S)
 
         def attend_self(x: Any) -> tuple[Any, Any]:
-            output, weights, new = self.self_attention.step(x, cache, position)
-            return output, (weights, new)
+            if origin is None:
+                output, weights, new = self.self_attention.step(x, cache, position)
+                return output, (weights, new)
+            width = x.shape[-1]
+            together = keras.ops.reshape(x, (-1, hypotheses, width))  # (B, K, D)
+            output, weights, new = self.self_attention.step(together, cache, position, origin)
+            _, heads, _, length = keras.ops.shape(weights)
+            weights = keras.ops.transpose(weights, (0, 2, 1, 3))  # (B, K, H, length)
+            weights = keras.ops.reshape(weights, (-1, heads, 1, length))  # (B * K, H, 1, length)
+            return keras.ops.reshape(output, (-1, 1, width)), (weights, new)
 
         def attend_memory(x: Any) -> tuple[Any, Any]:
             # The hypotheses stand where the positions of a sequence do: the memory is not repeated.
