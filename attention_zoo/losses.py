@@ -1,9 +1,11 @@
-"""Cross-entropy over the real tokens of padded sentences."""
+"""Cross-entropy over the real tokens of padded sentences, and the expected risk of whole sentences."""
 
 from typing import Any
 
 import keras
 from keras import ops
+
+from attention_zoo.ops.attention import attention_weights
 
 
 @keras.saving.register_keras_serializable(package="attention_zoo")
@@ -126,3 +128,36 @@ def token_weights(labels: Any, sample_weight: Any = None) -> Any:
     if len(sample_weight.shape) == 1:
         sample_weight = ops.expand_dims(sample_weight, 1)  # (B, 1)
     return weights * sample_weight
+
+
+def expected_risk(labels: Any, logits: Any, costs: Any) -> Any:
+    """What the outputs that a model chooses among are expected to cost: minimum risk training.
+
+        risk = sum_k Q(k) cost_k    with    Q(k) = P(y_k | x) / sum_j P(y_j | x)
+
+    over K candidates y_k of each source, such as the K best of a search. Where cross-entropy knows one good
+    output, this compares outputs of the model's own with each other, by whatever cost: its gradient makes
+    candidates more probable that cost less than is expected, and the others less.
+
+    Args:
+        labels: int (B, K, T), the candidates, padded with 0. One of nothing but padding is none.
+        logits: Float (B, K, T, V), from teacher forcing.
+        costs: Float (B, K).
+
+    Returns:
+        float32 (B,); 0 for a source without candidates.
+
+    Example:
+        >>> labels = ops.array([[[1], [2]]])
+        >>> logits = ops.log(ops.array([[[[0.2, 0.6, 0.2]], [[0.2, 0.6, 0.2]]]]))
+        >>> float(expected_risk(labels, logits, ops.array([[0.0, 1.0]])))  # Q is 3/4 and 1/4
+        0.25
+
+    Reference:
+        Shen et al. 2016, "Minimum Risk Training for Neural Machine Translation", section 3; Edunov et al.
+        2018, "Classical Structured Prediction Losses for Sequence to Sequence Learning", section 3.2.
+    """
+    real = ops.not_equal(labels, 0)  # (B, K, T)
+    losses = ops.where(real, token_crossentropy(labels, logits), 0.0)
+    chosen = attention_weights(-ops.sum(losses, axis=-1), ops.any(real, axis=-1))  # Q: (B, K)
+    return ops.sum(chosen * ops.cast(costs, "float32"), axis=-1)

@@ -29,12 +29,12 @@ class EncoderDecoder(TeacherForcing):
 
     Call arguments:
         inputs: dict of "source": what the encoder reads, and "target": int (B, T), starting with the
-            start token.
+            start token; or (B, N, T), N outputs for each source.
         training: Whether dropout is active.
         return_attention: Whether the attention is returned as well.
 
     Returns:
-        Logits, float32 (B, T, V), or the pair (logits, attention).
+        Logits, float32 (B, T, V) or (B, N, T, V), or the pair (logits, attention).
 
     Example:
         >>> from attention_zoo.models import EncoderDecoder, RNNDecoder, RNNEncoder
@@ -65,8 +65,14 @@ class EncoderDecoder(TeacherForcing):
     ) -> Any:
         """Teacher forcing."""
         check_inputs(inputs, inputs)
+        target = inputs["target"]
         memory = self.encoder(inputs["source"], training=training)
-        return self.decoder(inputs["target"], memory, training=training, return_attention=return_attention)
+        decode = functools.partial(self.decoder, training=training, return_attention=return_attention)
+        if len(target.shape) < 3:
+            return decode(target, memory)
+        batch, outputs, _ = ops.shape(target)
+        memory = keras.tree.map_structure(lambda x: ops.repeat(x, outputs, axis=0), memory)
+        return search.split_hypotheses(decode(search.join_hypotheses(target), memory), batch, outputs)
 
     # === Search ===
 

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from attention_zoo.losses import MaskedCrossentropy, token_weights
+from attention_zoo.losses import MaskedCrossentropy, expected_risk, token_weights
 from attention_zoo.metrics import Perplexity, TokenAccuracy, TokenMetric
 from attention_zoo.models import replicas
 from attention_zoo.schedules import InverseSquareRootSchedule
@@ -21,7 +21,9 @@ class TeacherForcing(keras.Model):
     """Base of `EncoderDecoder`: `compile`, `fit` and `evaluate`.
 
     A batch is `({"source": ..., "target": int (B, T)}, labels int (B, T))`, with an optional sample weight;
-    calling the model on the first part gives logits (B, T, V). Labels equal to 0 are padding.
+    calling the model on the first part gives logits (B, T, V). Labels equal to 0 are padding. For minimum
+    risk training target and labels are (B, 1 + K, T), the reference and K candidates, and beside them stands
+    "costs", float (B, K), what each candidate costs.
 
     Forward and backward run in one XLA-compiled function; the optimizer applies the gradients outside it,
     which is what lets the same step run in every replica of a tf.distribute strategy. The loss is the mean
@@ -45,6 +47,7 @@ class TeacherForcing(keras.Model):
         jit_compile: bool = True,
         micro_batches: int = 1,
         r_drop: float = 0.0,
+        risk: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """Configures training; every argument has a default that suits translation.
@@ -62,20 +65,33 @@ class TeacherForcing(keras.Model):
                 with other dropout, and the two predictions P and Q of a token are drawn together:
                 loss = (loss(P) + loss(Q)) / 2 + alpha / 4 (KL(P || Q) + KL(Q || P)), half of the paper's. A
                 step takes twice the time and memory.
+            risk: lambda of minimum risk training; 0 for none. The loss becomes the loss of the reference plus
+                lambda times the `expected_risk` of the candidates, averaged over the sources, each weighted
+                by the tokens of its reference. Each batch must have candidates (`RiskBatches` makes them).
+                For a model that is trained already.
             **kwargs: As in `keras.Model.compile`.
 
         Raises:
             ValueError: If `loss` is a name: Keras's named losses take probabilities, not logits. If a batch
                 is computed in parts (on several replicas or as micro-batches) and `loss` averages in its
-                own way, or the optimizer does what Keras cannot do then.
+                own way, or the optimizer does what Keras cannot do then. If both `r_drop` and `risk` are
+                asked for.
 
         Reference:
-            Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks".
+            Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks"; Shen et al. 2016, "Minimum
+            Risk Training for Neural Machine Translation".
         """
         if micro_batches < 1:
             raise ValueError(f"compile: expected micro_batches of at least 1, received {micro_batches}")
         if r_drop < 0:
             raise ValueError(f"compile: expected r_drop of at least 0, received {r_drop}")
+        if risk < 0:
+            raise ValueError(f"compile: expected risk of at least 0, received {risk}")
+        if risk and r_drop:
+            raise ValueError(
+                f"compile: expected one of r_drop and risk, received r_drop={r_drop} and risk={risk}; train "
+                "with one after the other"
+            )
         if optimizer is None:
             with self.distribute_strategy.scope():
                 optimizer = keras.optimizers.Adam(
@@ -94,7 +110,7 @@ class TeacherForcing(keras.Model):
         self._objective = _Objective(
             arguments={
                 "optimizer": optimizer, "loss": loss, "metrics": metrics, "jit_compile": jit_compile,
-                "micro_batches": micro_batches, "r_drop": r_drop, **kwargs
+                "micro_batches": micro_batches, "r_drop": r_drop, "risk": risk, **kwargs
             },
             loss=_loss_function(loss),
             token_metrics=[metric for metric in metrics if isinstance(metric, TokenMetric)],
@@ -102,6 +118,7 @@ class TeacherForcing(keras.Model):
             xla=bool(jit_compile) and not self.run_eagerly,
             micro_batches=micro_batches,
             r_drop=r_drop,
+            risk=risk,
         )  # fmt: skip
         if micro_batches > 1 or self._is_distributed:
             _check_adds_up(loss)
@@ -153,10 +170,12 @@ class TeacherForcing(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of training; called by `fit`, and under tf.distribute by each replica."""
-        parts = replicas.split_rows(_unpack(data), self._objective.micro_batches)
+        batch = _unpack(data)
+        _check_candidates(batch[0], self._objective.risk)
+        parts = replicas.split_rows(batch, self._objective.micro_batches)
         # A mean over the tokens of a part counts as much as its share of all tokens, so that the update is
         # the same in whatever parts the batch is computed.
-        tokens = [ops.sum(token_weights(y, sample_weight)) for _, y, sample_weight in parts]
+        tokens = [ops.sum(token_weights(_reference(y), sample_weight)) for _, y, sample_weight in parts]
         all_tokens = replicas.sum_over_replicas(sum(tokens))
         gradients = None
         for part, count in zip(parts, tokens, strict=True):
@@ -172,7 +191,7 @@ class TeacherForcing(keras.Model):
     def test_step(self, data: Any) -> dict[str, Any]:
         """One step of evaluation; called by `evaluate`, and by `fit` for validation data."""
         x, y, sample_weight = _unpack(data)
-        tokens = ops.sum(token_weights(y, sample_weight))
+        tokens = ops.sum(token_weights(_reference(y), sample_weight))
         return self._update_metrics(y, sample_weight, tokens, self._objective.forward(x, y, sample_weight))
 
     def _gradients(self, x: Any, y: Any, sample_weight: Any, share: Any) -> tuple[dict[str, Any], list[Any]]:
@@ -184,12 +203,18 @@ class TeacherForcing(keras.Model):
         return results, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
     def _evaluate(self, x: Any, y: Any, sample_weight: Any, training: bool = False) -> dict[str, Any]:
-        """Loss, and what the metrics need: runs compiled."""
+        """Loss, and what the metrics need, which are about the reference only: runs compiled."""
         twice = training and self._objective.r_drop > 0
         if twice:
             x, y, sample_weight = keras.tree.map_structure(_repeated, (x, y, sample_weight))  # (2 B, ...)
-        logits = self(x, training=training)
+        outputs = self(x, training=training)
+        labels, y, logits = y, _reference(y), _reference(outputs, rank=3)
         loss = self._objective.loss(y, logits, sample_weight=sample_weight)
+        if "costs" in x:
+            risks = expected_risk(labels[:, 1:], outputs[:, 1:], x["costs"])  # (B,)
+            weights = ops.sum(token_weights(y, sample_weight), axis=-1)  # (B,)
+            risk = ops.divide_no_nan(ops.sum(weights * risks), ops.sum(weights))
+            loss += self._objective.risk * risk
         if twice:
             loss += self._objective.r_drop / 2 * _disagreement(logits, token_weights(y, sample_weight))
         for penalty in self.losses:
@@ -210,7 +235,7 @@ class TeacherForcing(keras.Model):
         for metric, sums in zip(self._objective.token_metrics, results["statistics"], strict=True):
             metric.update_from_statistics(sums)
         if self._objective.needs_logits:
-            self._compile_metrics.update_state(y, results["logits"], sample_weight)
+            self._compile_metrics.update_state(_reference(y), results["logits"], sample_weight)
         return self.get_metrics_result()
 
     # === Replicas ===
@@ -313,6 +338,7 @@ class _Objective:
         xla: bool,
         micro_batches: int,
         r_drop: float,
+        risk: float,
     ) -> None:
         self.arguments = arguments
         self.loss = loss
@@ -322,6 +348,7 @@ class _Objective:
         self.xla = xla
         self.micro_batches = micro_batches
         self.r_drop = r_drop
+        self.risk = risk
         self.forward_backward = None
         self.forward = None
 
@@ -342,6 +369,21 @@ def _loss_function(loss: Any) -> Callable:
         return ops.divide_no_nan(ops.sum(weights * loss(labels, logits)), ops.sum(weights))
 
     return mean_over_tokens
+
+
+def _reference(x: Any, rank: int = 2) -> Any:
+    """Labels (B, T) of the references, also among those of candidates, (B, 1 + K, T); logits likewise."""
+    return x if len(x.shape) == rank else x[:, 0]
+
+
+def _check_candidates(x: dict[str, Any], risk: float) -> None:
+    """Raises ValueError unless there are candidates if, and only if, they count."""
+    if ("costs" in x) != (risk > 0):
+        expected, received = ("", "none") if risk else ("no ", "some")
+        raise ValueError(
+            f'EncoderDecoder: expected {expected}candidates with their "costs" in the batches after '
+            f"compile(risk={risk:g}), received {received}; RiskBatches makes them, for a risk above 0"
+        )
 
 
 def _repeated(x: Any) -> Any:
@@ -386,6 +428,11 @@ def _unpack(data: Any) -> tuple[Any, Any, Any]:
         raise ValueError(f"{_EXPECTED}, received no labels: {_described(data)}")
     if not tf.TensorShape(x["target"].shape).is_compatible_with(y.shape):
         raise ValueError(f"{_EXPECTED} of the target's shape (B, T), received {_described(data)}")
+    if ("costs" in x) != (len(y.shape) == 3):
+        raise ValueError(
+            f'{_EXPECTED} of shape (B, T), or (B, 1 + K, T) with "costs" of shape (B, K), received '
+            f"{_described(data)}"
+        )
     return x, y, sample_weight
 
 

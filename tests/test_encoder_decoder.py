@@ -98,3 +98,15 @@ def test_weights_of_a_model_without_dropout_can_be_loaded(tmp_path):
     model.load_weights(tmp_path / "model.weights.h5")
     inputs, _ = make_batch()
     np.testing.assert_array_equal(model(inputs), plain(inputs))
+
+
+def test_several_outputs_per_source():
+    """Each is scored as if it were alone, and so are the looks."""
+    model, (inputs, _) = make_model(), make_batch(rows=3, empty=0)
+    targets = np.stack([inputs["target"], np.roll(inputs["target"], 1, axis=0)], axis=1)  # (B, 2, T)
+    logits, attention = model({**inputs, "target": targets}, return_attention=True)
+    assert logits.shape[:3] == attention.shape[:3] == targets.shape
+    for n in range(2):
+        alone = model({**inputs, "target": targets[:, n]}, return_attention=True)
+        np.testing.assert_allclose(logits[:, n], alone[0], atol=1e-6)
+        np.testing.assert_allclose(attention[:, n], alone[1], atol=1e-6)

@@ -3,7 +3,13 @@ import sys
 import numpy as np
 import pytest
 
-from attention_zoo.training.evaluation import LengthScore, bleu_by_length, evaluate_translations, exact_match
+from attention_zoo.training.evaluation import (
+    LengthScore,
+    bleu_by_length,
+    evaluate_translations,
+    exact_match,
+    sentence_costs,
+)
 
 pytest.importorskip("sacrebleu")
 
@@ -124,3 +130,22 @@ class TestExactMatch:
     def test_share(self):
         assert exact_match(["a", "b", "c"], ["a", "B", "c "]) == pytest.approx(1 / 3)
         assert exact_match(["a"], ["a"]) == 1
+
+
+class TestSentenceCosts:
+    def test_by_hand(self):
+        # BLEU: precisions 3/4 and, with 1 added, 3/4, 2/3, 1/2; chrF2 by the metric of its own test.
+        hypothesis, reference = "a b c x", "a b c d"
+        chrf = evaluate_translations([hypothesis], [reference]).chrf
+        bleu = 100 * (3 / 4 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+        costs = sentence_costs([[reference, hypothesis]], [reference], tokenized=True)
+        np.testing.assert_allclose(costs, [[0, 1 - (bleu + chrf) / 200]], atol=1e-6)
+
+    def test_missing_candidates(self):
+        costs = sentence_costs([["a"], [], ["b", "c"]], ["a", "b", "c"])
+        assert costs.shape == (3, 2) and costs.dtype == "float32"
+        assert costs[0].tolist() == [0, 0] and costs[1].tolist() == [0, 0] and costs[2, 0] > costs[2, 1] == 0
+
+    def test_lengths_must_agree(self):
+        with pytest.raises(ValueError, match="received 1 hypotheses and 2 references"):
+            sentence_costs([["a"]], ["a", "b"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from attention_zoo.losses import MaskedCrossentropy, token_crossentropy, token_weights
+from attention_zoo.losses import MaskedCrossentropy, expected_risk, token_crossentropy, token_weights
 
 
 def reference(labels, logits, smoothing=0.0, weights=None):
@@ -151,3 +151,50 @@ def test_serialization():
 def test_bad_smoothing(smoothing):
     with pytest.raises(ValueError, match="expected 0 <= label_smoothing < 1"):
         MaskedCrossentropy(smoothing)
+
+
+class TestExpectedRisk:
+    """Of candidates, against NumPy."""
+
+    @pytest.fixture
+    def candidates(self):
+        random = np.random.default_rng(1)
+        labels = np.array(
+            [
+                [[3, 4, 2], [5, 2, 0], [4, 4, 2]],
+                [[2, 0, 0], [6, 2, 0], [0, 0, 0]],  # one is missing
+                [[0, 0, 0]] * 3,
+            ],
+            "int32",
+        )
+        return labels, random.normal(size=(3, 3, 3, 7)).astype("float32"), random.random((3, 3), "float32")
+
+    def numpy_risk(self, labels, logits, costs):
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        risks = []
+        for row, (outputs, cost) in enumerate(zip(labels, costs, strict=True)):
+            there = [k for k, ids in enumerate(outputs) if ids.any()]
+            p = np.array(
+                [np.exp(sum(log_p[row, k, t, i] for t, i in enumerate(outputs[k]) if i)) for k in there]
+            )
+            risks.append((p / p.sum()) @ cost[there] if there else 0.0)
+        return np.array(risks)
+
+    def test_value(self, candidates):
+        expected = self.numpy_risk(*candidates)
+        assert expected[2] == 0 < expected[0]
+        np.testing.assert_allclose(expected_risk(*candidates), expected, rtol=1e-5)
+
+    def test_gradient(self, candidates):
+        """Against differences, in a random direction; that of what is missing is zero."""
+        labels, logits, costs = candidates
+        with tf.GradientTape() as tape:
+            x = tf.constant(logits)
+            tape.watch(x)
+            total = tf.reduce_sum(expected_risk(labels, x, costs))
+        gradient = tape.gradient(total, x).numpy()
+        direction = np.random.default_rng(2).normal(size=logits.shape)
+        step = 1e-4 * direction
+        up, down = (self.numpy_risk(labels, logits.astype("float64") + s, costs).sum() for s in (step, -step))
+        assert np.sum(gradient * direction) == pytest.approx((up - down) / 2e-4, rel=1e-3)
+        assert not gradient[labels == 0].any()

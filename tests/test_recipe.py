@@ -149,10 +149,21 @@ def test_wrong_top_level_key(path):
         ("model={preset: seq2seq, decoder: {attention: {units: 3}}}", "'seq2seq' has no attention"),
         ("evaluation.metric=blue", "Did you mean 'bleu'?"),
         ("name=../up", "name: expected"),
+        ("training.risk=2.0", "training: expected risk and candidates, or neither, received risk=2.0 and"),
+        ("training.risk=0", "training.risk: expected greater than 0, received 0"),
     ],
 )
 def test_wrong_value(path, override, message):
     assert message in load_error(path, override)
+
+
+def test_risk_needs_a_start_and_is_alone(path):
+    risk = ["training.risk=2.0", "training.candidates=4"]
+    assert Recipe.load(path, [*risk, "model.start=somewhere"]).training.candidates == 4
+    with pytest.raises(ValueError, match=r"model\.start: expected a trained model, .* training\.risk=2\.0"):
+        Recipe.load(path, risk)
+    with pytest.raises(ValueError, match=r"training: expected risk without r_drop, received risk=2\.0 and"):
+        Recipe.load(path, [*risk, "model.start=somewhere", "training.r_drop=5.0"])
 
 
 def test_cooldown_over_all_epochs(path):

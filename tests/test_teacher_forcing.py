@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
-from small_models import T, V, make_batch, make_model
+from small_models import T, V, make_batch, make_model, shifted
 
-from attention_zoo.losses import MaskedCrossentropy
+from attention_zoo.losses import MaskedCrossentropy, expected_risk
 from attention_zoo.metrics import Perplexity, TokenAccuracy
 from attention_zoo.models import EncoderDecoder, RNNDecoder, RNNEncoder
 from attention_zoo.schedules import InverseSquareRootSchedule
@@ -255,3 +255,73 @@ class TestRDrop:
     def test_negative(self):
         with pytest.raises(ValueError, match="expected r_drop of at least 0, received -1"):
             make_model().compile(r_drop=-1)
+
+
+class TestRisk:
+    """Of two candidates each, sentences of another batch."""
+
+    def batch(self, seed=0):
+        inputs, labels = make_batch(seed=seed)
+        others = [make_batch(seed=seed + 10 + k)[1] for k in range(2)]
+        labels = np.stack([labels, *others], axis=1)  # (B, 3, T)
+        target = shifted(labels.reshape(-1, T)).reshape(labels.shape)
+        costs = np.random.default_rng(seed).random((len(labels), 2), "float32")
+        return {"source": inputs["source"], "target": target, "costs": costs}, labels
+
+    @pytest.mark.parametrize("arguments", [{"run_eagerly": True, "micro_batches": 2}, {"jit_compile": True}])
+    def test_loss_by_hand(self, arguments):
+        model = make_model(loss=MaskedCrossentropy(), risk=2.0, **arguments)
+        inputs, labels = self.batch()
+        logits = model(inputs)
+        assert logits.shape == (6, 3, T, V)
+        plain, _ = numpy_loss(make_model(), {**inputs, "target": inputs["target"][:, 0]}, labels[:, 0])
+        tokens = np.sum(labels[:, 0] > 0, axis=-1)
+        risks = expected_risk(labels[:, 1:], logits[:, 1:], inputs["costs"])
+        expected = plain + 2.0 * np.average(risks, weights=tokens)
+        logs = model.train_on_batch(inputs, labels, return_dict=True)
+        # Of one batch in two parts, the mean over their tokens.
+        assert logs["loss"] == pytest.approx(expected, rel=1e-5)
+        assert logs["perplexity"] == pytest.approx(np.exp(plain), rel=1e-5)  # of the references
+
+    def test_one_part_or_several(self):
+        whole, parts = (make_model(run_eagerly=True, risk=2.0, micro_batches=n) for n in (1, 3))
+        for seed in range(2):
+            for model in (whole, parts):
+                model.train_on_batch(*self.batch(seed))
+        for weight, other in zip(whole.get_weights(), parts.get_weights(), strict=True):
+            np.testing.assert_allclose(weight, other, atol=1e-5)
+
+    def test_cheap_candidates_become_probable(self):
+        model = make_model(jit_compile=False, risk=100.0)
+        inputs, labels = self.batch()
+
+        def risk():
+            return float(ops.sum(expected_risk(labels[:, 1:], model(inputs)[:, 1:], inputs["costs"])))
+
+        before = risk()
+        for _ in range(30):
+            model.train_on_batch(inputs, labels)
+        best = inputs["costs"][:-1].min(axis=1).sum()  # the last row is padding
+        assert risk() - best < 0.2 * (before - best)
+
+    def test_plain_batches_validate(self):
+        model = make_model(loss=MaskedCrossentropy(), jit_compile=False, risk=2.0)
+        inputs, labels = make_batch()
+        expected, _ = numpy_loss(model, inputs, labels)
+        assert model.evaluate(inputs, labels, verbose=0, return_dict=True)["loss"] == pytest.approx(expected)
+
+    def test_candidates_and_risk_go_together(self):
+        with pytest.raises(ValueError, match=r"expected candidates .*compile\(risk=2\), received none"):
+            make_model(run_eagerly=True, risk=2.0).train_on_batch(*make_batch())
+        with pytest.raises(ValueError, match=r"expected no candidates .*compile\(risk=0\), received some"):
+            make_model(run_eagerly=True).train_on_batch(*self.batch())
+        inputs, labels = self.batch()
+        del inputs["costs"]
+        with pytest.raises(ValueError, match=r'\(B, 1 \+ K, T\) with "costs" of shape \(B, K\), received'):
+            make_model(run_eagerly=True, risk=2.0).train_on_batch(inputs, labels)
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match="expected risk of at least 0, received -1"):
+            make_model().compile(risk=-1)
+        with pytest.raises(ValueError, match=r"one of r_drop and risk, received r_drop=5.0 and risk=1.0"):
+            make_model().compile(r_drop=5.0, risk=1.0)

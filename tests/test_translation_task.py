@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from small_recipe import load
 
+from attention_zoo.models import Translator
 from attention_zoo.models.translation import Translation
-from attention_zoo.training import ParallelText
-from attention_zoo.training.translation_task import Data, TranslationTask
+from attention_zoo.training import ParallelText, RiskBatches, TranslationBatches
+from attention_zoo.training.translation_task import CANDIDATES, Data, TranslationTask
 
 TARGETS = ["the cat sat on the mat", "A dog, there!"]
 DATA = Data(None, None, ParallelText(["a", "b b"], TARGETS))
@@ -57,6 +58,43 @@ class TestModel:
         training, validation = task.batches(task.build_model(data), data)
         assert (training.batch_tokens, training.seed, training.shuffle) == (1024, 1, True)
         assert (validation.batch_tokens, validation.shuffle) == (1024, False)
+
+
+class TestCandidates:
+    """The preset looks for translations of its own."""
+
+    def batches(self, folder, change=lambda text: text):
+        task = make(
+            folder, "model={preset: bahdanau, start: bahdanau_dates}", "training.risk=2.0",
+            "training.candidates=3", "training.keep=last",
+        )  # fmt: skip
+        task.recipe.folder.mkdir(exist_ok=True)
+        data, model = task.read_data(), Translator.from_preset("bahdanau_dates")
+        data = data._replace(training=change(data.training[:6]))
+        return task, model, task.batches(model, data)
+
+    def test_they_are_the_best_of_a_search_with_their_costs(self, tmp_path):
+        pytest.importorskip("sacrebleu")
+        task, model, (batches, validation) = self.batches(tmp_path)
+        assert task.objective() == {"risk": 2.0}
+        assert isinstance(batches, RiskBatches) and isinstance(validation, TranslationBatches)
+        ((inputs, labels),) = list(batches.dataset())
+        assert labels.shape[:2] == (6, 4)
+        texts, costs = model.target_tokenizer.texts_of(labels.numpy()), inputs["costs"].numpy()
+        assert (texts[:, 0] == texts[:, 1]).all()  # it knows its dates
+        assert not costs[:, 0].any() and (costs[:, 1:] > 0).all()
+        assert all(len(set(row[1:])) == 3 for row in texts)
+        kept = json.loads((task.recipe.folder / CANDIDATES).read_text())
+        assert sorted(map(tuple, kept["candidates"])) == sorted(map(tuple, texts[:, 1:]))
+
+    def test_they_are_found_once(self, tmp_path):
+        pytest.importorskip("sacrebleu")
+        (tmp_path / "run").mkdir()
+        kept = {"candidates": [["2"]] * 6, "costs": [[0.5]] * 6}
+        (tmp_path / "run" / CANDIDATES).write_text(json.dumps(kept))
+        _, model, (batches, _) = self.batches(tmp_path)
+        ((_, labels),) = list(batches.dataset())
+        assert set(model.target_tokenizer.texts_of(labels.numpy())[:, 1]) == {"2"}
 
 
 class TestScore:

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "ParallelText": "text_data",
         "TranslationBatches": "batching",
+        "RiskBatches": "risk_batching",
         "CaptionedImages": "image_data",
         "CaptionBatches": "caption_batching",
         "cached_features": "feature_cache",
@@ -15,6 +16,7 @@ __getattr__, __dir__, __all__ = attach(
         "callbacks": "callbacks",
         "evaluate_translations": "evaluation",
         "bleu_by_length": "evaluation",
+        "sentence_costs": "evaluation",
         "evaluate_captions": "caption_metrics",
         "strategy": "strategies",
         "Recipe": "recipe",

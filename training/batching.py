@@ -20,11 +20,11 @@ _QUANTILES = (*(share / 20 for share in range(1, 20)), 0.98, 0.99, 1.0)
 _WORTHWHILE = 0.015
 
 
-class _Bucket(NamedTuple):
+class Bucket(NamedTuple):
     """Pairs of similar length, padded, and how they are cut into batches.
 
-    members: (N,), their numbers in the text; source: int32 (N + 1, S), labels: int32 (N + 1, T); the last row
-    is zero and fills up batches.
+    members: (N,), their numbers in the text; source: int32 (N + 1, S), labels: int32 (N + 1, T), or (N + 1,
+    1 + K, T) with candidates; the last row is zero and fills up batches.
     """
 
     members: np.ndarray
@@ -130,8 +130,8 @@ class TranslationBatches:
             buckets = choose_buckets(lengths[fits], batch_tokens, max_buckets)
         else:
             buckets = _checked_buckets(buckets)
-        numbers = _bucket_numbers(lengths, buckets)
-        numbers = np.where(numbers == len(buckets), _bucket_numbers(plain_lengths, buckets), numbers)
+        numbers = bucket_numbers(lengths, buckets)
+        numbers = np.where(numbers == len(buckets), bucket_numbers(plain_lengths, buckets), numbers)
         numbers = np.where(fits, numbers, len(buckets))
 
         self.dropped = int(np.sum(numbers == len(buckets)))
@@ -146,7 +146,7 @@ class TranslationBatches:
             logger.warning("TranslationBatches: dropped %d of %d pairs, too long.", self.dropped, len(text))
 
         self.buckets: list[tuple[int, int]] = []
-        self._buckets: list[_Bucket] = []
+        self._buckets: list[Bucket] = []
         for number, shape in enumerate(buckets):
             members = np.flatnonzero(numbers == number)
             if members.size:
@@ -192,16 +192,8 @@ class TranslationBatches:
         self.epoch.assign(epoch + 1)
         random = np.random.default_rng([self.seed, epoch]) if self.shuffle else None
         drawn = self._draw(epoch) if self.subword_dropout else None
-        batches = []
-        for bucket in self._buckets:
-            if drawn:
-                bucket = _with_tokens(bucket, *drawn)
-            pairs = len(bucket.members)
-            order = np.full(bucket.batches * bucket.rows, pairs)  # `pairs` is the zero row
-            order[:pairs] = random.permutation(pairs) if random else np.arange(pairs)
-            batches += [(bucket, rows) for rows in order.reshape(bucket.batches, bucket.rows)]
-        for index in random.permutation(len(batches)) if random else range(len(batches)):
-            bucket, rows = batches[index]
+        buckets = [_with_tokens(bucket, *drawn) for bucket in self._buckets] if drawn else self._buckets
+        for bucket, rows in batches_of(buckets, random):
             labels = bucket.labels[rows]
             yield {"source": bucket.source[rows], "target": shifted(labels)}, labels
 
@@ -214,12 +206,26 @@ class TranslationBatches:
         ]
 
 
+def batches_of(
+    buckets: Sequence[Bucket], random: np.random.Generator | None
+) -> Iterator[tuple[Bucket, np.ndarray]]:
+    """The batches of one epoch: each a bucket and the rows of it, in random order or from first to last."""
+    batches = []
+    for bucket in buckets:
+        pairs = len(bucket.members)
+        order = np.full(bucket.batches * bucket.rows, pairs)  # `pairs` is the zero row
+        order[:pairs] = random.permutation(pairs) if random else np.arange(pairs)
+        batches += [(bucket, rows) for rows in order.reshape(bucket.batches, bucket.rows)]
+    for index in random.permutation(len(batches)) if random else range(len(batches)):
+        yield batches[index]
+
+
 def with_end(ids: tf.RaggedTensor) -> tf.RaggedTensor:
     """Appends END to every row."""
     return tf.concat([ids, tf.fill([ids.nrows(), 1], END_ID)], axis=1)
 
 
-def _bucket_numbers(lengths: np.ndarray, buckets: Sequence[tuple[int, int]]) -> np.ndarray:
+def bucket_numbers(lengths: np.ndarray, buckets: Sequence[tuple[int, int]]) -> np.ndarray:
     """The first bucket that holds each pair; len(buckets) where none does. (pairs, 2) -> (pairs,)."""
     numbers = np.full(len(lengths), len(buckets))
     for number in reversed(range(len(buckets))):
@@ -244,7 +250,7 @@ def choose_buckets(lengths: np.ndarray, batch_tokens: int, most: int) -> list[tu
     buckets = sorted({(int(source), int(target)) for source, target in quantiles})
 
     def positions(buckets: list[tuple[int, int]]) -> int:
-        counts = np.bincount(_bucket_numbers(lengths, buckets), minlength=len(buckets))
+        counts = np.bincount(bucket_numbers(lengths, buckets), minlength=len(buckets))
         return int(counts @ np.sum(buckets, axis=1))
 
     # Leave out, one by one, the bucket that spares least, until each one pays. The last one holds all pairs.
@@ -272,15 +278,15 @@ def _checked_buckets(buckets: Sequence[tuple[int, int]]) -> list[tuple[int, int]
 
 def _make_bucket(
     sides: Sequence[tf.RaggedTensor], members: np.ndarray, shape: tuple[int, int], batch_tokens: int
-) -> _Bucket:
+) -> Bucket:
     """Pads the pairs `members` to `shape`."""
-    source, labels = (_padded(ids, members, length) for ids, length in zip(sides, shape, strict=True))
+    source, labels = (padded_rows(ids, members, length) for ids, length in zip(sides, shape, strict=True))
     # Spread evenly over the batches: 9 pairs, of which 8 would fit, are 5 + 4 and not 8 + 1 and 7 zero rows.
     batches = -(-len(members) // max(1, batch_tokens // max(shape)))
-    return _Bucket(members, source, labels, rows=-(-len(members) // batches), batches=batches)
+    return Bucket(members, source, labels, rows=-(-len(members) // batches), batches=batches)
 
 
-def _with_tokens(bucket: _Bucket, sources: tf.RaggedTensor, targets: tf.RaggedTensor) -> _Bucket:
+def _with_tokens(bucket: Bucket, sources: tf.RaggedTensor, targets: tf.RaggedTensor) -> Bucket:
     """The bucket with other tokens of the same texts; those that are too long for it stay as they are."""
     return bucket._replace(
         source=_where_it_fits(sources, bucket.members, bucket.source),
@@ -292,20 +298,20 @@ def _where_it_fits(ids: tf.RaggedTensor, members: np.ndarray, otherwise: np.ndar
     """The rows `members` of `ids`, padded like `otherwise`, (N + 1, L), which gives those that are longer."""
     length = otherwise.shape[1]
     fits = np.append(ids.row_lengths().numpy()[members] <= length, False)
-    return np.where(fits[:, None], _padded(ids, members, length), otherwise)
+    return np.where(fits[:, None], padded_rows(ids, members, length), otherwise)
 
 
-def _padded(ids: tf.RaggedTensor, members: np.ndarray, length: int) -> np.ndarray:
+def padded_rows(ids: tf.RaggedTensor, members: np.ndarray, length: int) -> np.ndarray:
     """The rows `members` and a row of zeros: (N + 1, length)."""
     rows = tf.gather(ids, members).to_tensor(PAD_ID, shape=(None, length)).numpy()
     return np.pad(rows, ((0, 1), (0, 0)))
 
 
 def shifted(labels: np.ndarray) -> np.ndarray:
-    """What teacher forcing feeds: START, and the labels one position later, without END. (B, T) -> (B, T)."""
+    """What teacher forcing feeds: START, and the labels one position later, without END, (..., T)."""
     target = np.zeros_like(labels)
-    target[:, 1:] = np.where(labels[:, :-1] == END_ID, PAD_ID, labels[:, :-1])
-    target[labels[:, 0] != PAD_ID, 0] = START_ID
+    target[..., 1:] = np.where(labels[..., :-1] == END_ID, PAD_ID, labels[..., :-1])
+    target[..., 0] = np.where(labels[..., 0] != PAD_ID, START_ID, PAD_ID)
     return target
 
 

@@ -4,7 +4,9 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
@@ -151,6 +153,49 @@ def bleu_by_length(
     return rows
 
 
+def sentence_costs(
+    candidates: Sequence[Sequence[str]], references: Sequence[str], tokenized: bool = False
+) -> np.ndarray:
+    """What candidate translations cost in minimum risk training.
+
+        cost = 1 - (sentence BLEU + chrF2) / 200
+
+    BLEU of a sentence adds 1 to all counts but those of single words, so that four words in a row that agree
+    are not all that counts.
+
+    Args:
+        candidates: For each sentence its translations, at least one of them for one sentence.
+        references: The reference of each sentence.
+        tokenized: As in `evaluate_translations`.
+
+    Returns:
+        float32 (N, K), with K the most candidates of a sentence; 0 where a sentence has fewer.
+
+    Raises:
+        ValueError: If the lists are empty or of different length.
+        ImportError: If sacrebleu is missing.
+
+    Example:
+        >>> sentence_costs([["a small house", "a house"]], ["a small house"]).round(2).tolist()
+        [[0.0, 0.43]]
+
+    Reference:
+        Lin and Och 2004, "Automatic Evaluation of Machine Translation Quality Using Longest Common
+        Subsequence and Skip-Bigram Statistics", section 4 (BLEU of sentences).
+    """
+    _check(candidates, references)
+    bleu = _bleu(tokenized, smooth_method="add-k", smooth_value=1, effective_order=True)
+    from sacrebleu.metrics import CHRF
+
+    chrf = CHRF()
+    costs = np.zeros((len(candidates), max(map(len, candidates))), "float32")
+    for row, texts, reference in zip(costs, candidates, references, strict=True):
+        for place, text in enumerate(texts):
+            scores = (metric.sentence_score(text, [reference]).score for metric in (bleu, chrf))
+            row[place] = max(0.0, 1 - sum(scores) / 200)
+    return costs
+
+
 def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Returns the share of hypotheses that equal their reference, 0 to 1.
 
@@ -170,7 +215,7 @@ def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     return sum(hypothesis == reference for hypothesis, reference in pairs) / len(hypotheses)
 
 
-def _bleu(tokenized: bool) -> "BLEU":
+def _bleu(tokenized: bool, **options: Any) -> "BLEU":
     try:
         from sacrebleu.metrics import BLEU
     except ImportError as error:
@@ -178,7 +223,7 @@ def _bleu(tokenized: bool) -> "BLEU":
             "Scoring translations needs sacrebleu: pip install 'attention-zoo[eval]'."
         ) from error
     # force: we were told that the text is tokenized, so sacreBLEU need not suspect it.
-    return BLEU(tokenize="none", force=True) if tokenized else BLEU()
+    return BLEU(tokenize="none", force=True, **options) if tokenized else BLEU(**options)
 
 
 def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:

@@ -425,6 +425,23 @@ class TranslatorTraining(Training):
     max_buckets: Count = 5
     subword_dropout: Rate | None = None
     teacher: str | None = None
+    risk: Positive | None = None
+    candidates: Count | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _risk_is_alone(self) -> "TranslatorTraining":
+        if (self.risk is None) != (self.candidates is None):
+            raise ValueError(
+                f"expected risk and candidates, or neither, received risk={self.risk} and "
+                f"candidates={self.candidates}; set both."
+            )
+        others = [key for key in ("r_drop", "subword_dropout", "teacher") if getattr(self, key)]
+        if self.risk and others:
+            raise ValueError(
+                f"expected risk without {others[0]}, received risk={self.risk} and "
+                f"{others[0]}={getattr(self, others[0])}; train with one after the other."
+            )
+        return self
 
 
 class CaptionerTraining(Training):
@@ -526,7 +543,7 @@ class Recipe(Settings):
             ImportError: Something that scores or draws is not installed.
         """
         needed = []
-        if self.evaluation.metric in ("bleu", "captions"):
+        if self.evaluation.metric in ("bleu", "captions") or getattr(self.training, "risk", None):
             needed.append(("sacrebleu", "eval"))
         if has_attention(self.model.preset):
             needed.append(("matplotlib", "plot"))
@@ -570,6 +587,15 @@ class TranslationRecipe(Recipe):
     model: TranslatorModel
     training: TranslatorTraining
     evaluation: TranslatorEvaluation
+
+    @pydantic.model_validator(mode="after")
+    def _risk_has_start(self) -> "TranslationRecipe":
+        if self.training.risk and not self.model.start:
+            raise ValueError(
+                "model.start: expected a trained model, whose candidates are weighed, with "
+                f"training.risk={self.training.risk}, received none; name one."
+            )
+        return self
 
     def _trained_models(self) -> dict[str, str | None]:
         return {**super()._trained_models(), "training.teacher": self.training.teacher}

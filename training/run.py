@@ -37,7 +37,7 @@ from attention_zoo.training.callbacks.resume import Resume
 from attention_zoo.training.captioning_task import CaptioningTask
 from attention_zoo.training.recipe import PARTS, Model, Recipe, Training, trained_model
 from attention_zoo.training.task import Task, write_text
-from attention_zoo.training.translation_task import TEACHER, TranslationTask
+from attention_zoo.training.translation_task import CANDIDATES, TEACHER, TranslationTask
 
 logger = logging.getLogger("attention_zoo")
 
@@ -118,7 +118,8 @@ def prepare_folder(recipe: Recipe, fresh: bool) -> None:
                 "other things; choose another with output=FOLDER."
             )
         if fresh:
-            for name in (RECORD, "results.json", "alignment.png", TEACHER):  # nothing but what a run writes
+            # Nothing but what a run writes.
+            for name in (RECORD, "results.json", "alignment.png", TEACHER, CANDIDATES):
                 (folder / name).unlink(missing_ok=True)
             for path in folder.glob("attention-[0-9].png"):
                 path.unlink()
@@ -220,6 +221,7 @@ def fit(task: Task, model: EncoderDecoder, data: Any) -> keras.callbacks.History
             loss=MaskedCrossentropy(label_smoothing=settings.label_smoothing),
             micro_batches=settings.micro_batches or 1,
             r_drop=settings.r_drop or 0.0,
+            **task.objective(),
         )
     callbacks: list[keras.callbacks.Callback] = []
     if task.monitored:

@@ -58,6 +58,10 @@ class Task:
         """Returns the batches for training and for validation."""
         raise NotImplementedError
 
+    def objective(self) -> dict[str, Any]:
+        """Returns what only this kind of model's recipes ask of `compile`."""
+        return {}
+
     @property
     def monitored(self) -> str | None:
         """The score by which epochs are compared; None for the validation loss."""

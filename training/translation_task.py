@@ -12,15 +12,22 @@ from attention_zoo.models.translator import Translator
 from attention_zoo.training import strategies
 from attention_zoo.training.batching import TranslationBatches
 from attention_zoo.training.callbacks.translation_score import TranslationScore
-from attention_zoo.training.evaluation import bleu_by_length, evaluate_translations, exact_match
+from attention_zoo.training.evaluation import (
+    bleu_by_length,
+    evaluate_translations,
+    exact_match,
+    sentence_costs,
+)
 from attention_zoo.training.generated_dates import training_and_held_out
 from attention_zoo.training.recipe import PARTS, GeneratedDates, trained_model
+from attention_zoo.training.risk_batching import RiskBatches
 from attention_zoo.training.task import SAMPLES, Task, run_in_fresh_process, train_tokenizer, write_text
 from attention_zoo.training.text_data import ParallelText
 
 logger = logging.getLogger("attention_zoo")
 
 TEACHER = "teacher.json"  # in the output folder: what the teacher made of the training sources
+CANDIDATES = "candidates.json"  # likewise: translations of them to weigh, and their costs
 
 # Runs in a process of its own, to prove that serving needs nothing but these two imports.
 FRESH_PROCESS = """
@@ -75,25 +82,31 @@ class TranslationTask(Task):
             share_embeddings=changes.share_embeddings,
         )
 
-    def batches(self, model: Translator, data: Data) -> tuple[TranslationBatches, TranslationBatches]:
+    def batches(
+        self, model: Translator, data: Data
+    ) -> tuple[TranslationBatches | RiskBatches, TranslationBatches]:
         """Returns the batches for training and for validation."""
         settings, tokenizers = self.recipe.training, (model.source_tokenizer, model.target_tokenizer)
-        text = data.training
-        if settings.teacher:
-            taught = self._taught(text.sources, write=strategies.is_chief(model.distribute_strategy))
-            text = ParallelText([*text.sources, *text.sources], [*text.targets, *taught])
-        training = TranslationBatches(
-            text,
-            *tokenizers,
-            batch_tokens=settings.batch_tokens,
-            max_buckets=settings.max_buckets,
-            subword_dropout=settings.subword_dropout or 0.0,
-            seed=self.recipe.seed,
-        )
+        size = {"batch_tokens": settings.batch_tokens, "max_buckets": settings.max_buckets}
         validation = TranslationBatches(
             data.validation, *tokenizers, batch_tokens=settings.batch_tokens, shuffle=False
         )
+        text, write = data.training, strategies.is_chief(model.distribute_strategy)
+        if settings.risk:
+            found = self._candidates(model, text, write)
+            return RiskBatches(text, *found, *tokenizers, **size, seed=self.recipe.seed), validation
+        if settings.teacher:
+            taught = self._taught(text.sources, write)
+            text = ParallelText([*text.sources, *text.sources], [*text.targets, *taught])
+        subword_dropout = settings.subword_dropout or 0.0
+        training = TranslationBatches(
+            text, *tokenizers, **size, subword_dropout=subword_dropout, seed=self.recipe.seed
+        )
         return training, validation
+
+    def objective(self) -> dict[str, Any]:
+        """The weight of the expected risk."""
+        return {"risk": self.recipe.training.risk or 0.0}
 
     def _taught(self, sources: list[str], write: bool) -> list[str]:
         """What the teacher makes of the training sources, kept for the case that the run is interrupted.
@@ -116,6 +129,28 @@ class TranslationTask(Task):
         if write:
             write_text(path, json.dumps(texts, indent=0, ensure_ascii=False) + "\n")
         return texts
+
+    def _candidates(
+        self, model: Translator, text: ParallelText, write: bool
+    ) -> tuple[list[list[str]], list[list[float]]]:
+        """The best translations that the model has at the start, and their costs; kept like the teacher's."""
+        settings, path = self.recipe.training, self.recipe.folder / CANDIDATES
+        if path.is_file():
+            logger.info("The candidates: %s", path)
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return kept["candidates"], kept["costs"]
+        count, penalty = settings.candidates, self.recipe.search.length_penalty
+        logger.info("Looking for %d candidates each of %s sentences ...", count, f"{len(text):,}")
+        translations = model.translate(text.sources, beams=count, n_best=count, length_penalty=penalty)
+        candidates = [
+            [translation.text, *(other.text for other in translation.alternatives)]
+            for translation in translations
+        ]
+        costs = sentence_costs(candidates, text.targets, self.recipe.evaluation.tokenized)
+        kept = {"candidates": candidates, "costs": costs.astype("float64").round(4).tolist()}
+        if write:
+            write_text(path, json.dumps(kept, ensure_ascii=False) + "\n")
+        return kept["candidates"], kept["costs"]
 
     @property
     def monitored(self) -> str | None:
