@@ -4,11 +4,13 @@ import distributed
 import keras
 import numpy as np
 import pytest
+import small_models
 import tensorflow as tf
 
 from attention_zoo.layers import Dropout
 from attention_zoo.losses import MaskedCrossentropy
-from attention_zoo.training import strategies
+from attention_zoo.models import WhitespaceTokenizer
+from attention_zoo.training import ParallelText, RiskBatches, strategies
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,25 @@ class TestSameUpdates:
     def test_of_micro_batches(self, name):
         result = distributed.train(name, micro_batches=2, short=False)
         distributed.assert_same(result, distributed.on_one_device(name))
+
+
+def test_candidates_on_two_replicas(mirrored):
+    """Minimum risk training; a batch of seven sources, of which a replica has three and a row of padding."""
+    random = np.random.default_rng(0)
+    words = WhitespaceTokenizer([str(i) for i in range(5)])
+    phrases = [" ".join(map(str, random.integers(0, 5, random.integers(1, 4)))) for _ in range(70)]
+    text, candidates = ParallelText(phrases[:14], phrases[14:28]), np.reshape(phrases[28:], (14, 3)).tolist()
+    costs = random.random((14, 3))
+    weights = []
+    for strategy in (tf.distribute.get_strategy(), mirrored):
+        batches = RiskBatches(text, candidates, costs, words, words, batch_tokens=112, max_buckets=1)
+        assert batches.shapes == [(7, 4, 4, 4)]
+        with strategy.scope():
+            model = small_models.make_model(risk=3.0, run_eagerly=True)
+        model.fit(batches.dataset(), verbose=0, shuffle=False)
+        weights.append(model.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_training_moves_the_weights():

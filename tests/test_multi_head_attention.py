@@ -421,6 +421,34 @@ def test_steps_equal_call(policy, tolerance, arguments):
         np.testing.assert_allclose(weights, expected_weights[:, :, t : t + 1], atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"num_key_value_heads": 1, "rotary": True, "sliding_window": 2, "use_gate": True}],
+)
+def test_hypotheses_side_by_side(arguments):
+    """They are reordered at every position, and their keys and values are not."""
+    layer = randomize_built(MultiHeadAttention(H, 4, value_dim=3, **arguments), QUERY, QUERY)
+    random, hypotheses, rows = np.random.default_rng(0), 3, np.arange(B)[:, None]
+    cache = layer.empty_cache(B, T, hypotheses)
+    origin = np.zeros((B, hypotheses, T), int)
+    said = np.zeros((B, hypotheses, T, QUERY[-1]), "float32")
+    for t in range(T):
+        parent = random.integers(0, hypotheses, (B, hypotheses))
+        origin, said = origin[rows, parent], said[rows, parent]
+        origin[:, :, t] = np.arange(hypotheses)
+        said[:, :, t] = random.normal(size=said[:, :, t].shape)
+        output, weights, cache = layer.step(said[:, :, t], cache, t, origin)
+        for k in range(hypotheses):
+            expected, looks = layer(
+                *[said[:, k, : t + 1]] * 2, use_causal_mask=True, return_attention_scores=True
+            )
+            np.testing.assert_allclose(output[:, k], expected[:, t], atol=1e-5)
+            np.testing.assert_allclose(weights[:, :, k, : t + 1], looks[:, :, t], atol=1e-5)
+            assert not np.any(weights[:, :, k, t + 1 :])
+    with pytest.raises(ValueError, match=r"expected the origin of what 3 hypotheses .* received None"):
+        layer.step(said[:, :, 0], cache, 0)
+
+
 def test_mask_by_head_is_combined_with_the_others():
     layer = randomize_built(MultiHeadAttention(H, 3, sliding_window=3), QUERY, VALUE)
     _, weights = layer(

@@ -514,8 +514,16 @@ class MultiHeadAttention(Attention):
 
         Returns:
             The output (B, K, Do), the weights, float32 (B, H, K, length), and the new cache.
+
+        Raises:
+            ValueError: If several hypotheses come without their origin.
         """
         batch, hypotheses, _ = ops.shape(x)
+        if origin is None and x.shape[1] not in (1, None):
+            raise ValueError(
+                f"MultiHeadAttention: expected the origin of what {hypotheses} hypotheses side by side see, "
+                "received None; pass it, or give each hypothesis a cache of its own"
+            )
         query, new = self._project_self(x, ops.zeros((hypotheses,), "int32") + position)
         place, column = position * hypotheses, ops.swapaxes(new["key"], -2, -1)  # (B, G, d, K)
         cache = {
