@@ -176,8 +176,8 @@ def sentence_costs(
         ImportError: If sacrebleu is missing.
 
     Example:
-        >>> sentence_costs([["a small house", "a house"]], ["a small house"]).round(2).tolist()
-        [[0.0, 0.43]]
+        >>> sentence_costs([["a small house", "a house"]], ["a small house"]).astype(float).round(2).tolist()
+        [[0.0, 0.59]]
 
     Reference:
         Lin and Och 2004, "Automatic Evaluation of Machine Translation Quality Using Longest Common
