@@ -1,8 +1,8 @@
 """Parallel text to batches of ids, in a few fixed shapes and an order that can be repeated exactly."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -170,12 +170,7 @@ class TranslationBatches:
             tf.data.Dataset of known cardinality `steps_per_epoch`.
         """
         ids = tf.TensorSpec((None, None), tf.int32)
-        # Each batch is two or three NumPy look-ups in memory: a generator is fast enough and easy to read.
-        dataset = tf.data.Dataset.from_generator(
-            self._batches, output_signature=({"source": ids, "target": ids}, ids)
-        )
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch))
-        return dataset.prefetch(4)
+        return epoch_dataset(self._batches, ({"source": ids, "target": ids}, ids), self.steps_per_epoch)
 
     def summary(self) -> str:
         """Size, shapes and padding, in one line."""
@@ -204,6 +199,13 @@ class TranslationBatches:
             with_end(tokenizer.tokenize_with_dropout(texts, self.subword_dropout, int(seed)))
             for (texts, tokenizer), seed in zip(self._sides, seeds, strict=True)
         ]
+
+
+def epoch_dataset(batches: Callable[[], Iterator[Any]], signature: Any, steps: int) -> tf.data.Dataset:
+    """A dataset of known cardinality of what `batches` yields in an epoch."""
+    # Each batch is a few NumPy look-ups in memory: a generator is fast enough and easy to read.
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    return dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(4)
 
 
 def batches_of(
@@ -281,8 +283,13 @@ def _make_bucket(
 ) -> Bucket:
     """Pads the pairs `members` to `shape`."""
     source, labels = (padded_rows(ids, members, length) for ids, length in zip(sides, shape, strict=True))
+    return cut_bucket(members, source, labels, most=batch_tokens // max(shape))
+
+
+def cut_bucket(members: np.ndarray, source: np.ndarray, labels: np.ndarray, most: int) -> Bucket:
+    """A bucket of these rows, cut into batches of at most so many of them, but at least one."""
     # Spread evenly over the batches: 9 pairs, of which 8 would fit, are 5 + 4 and not 8 + 1 and 7 zero rows.
-    batches = -(-len(members) // max(1, batch_tokens // max(shape)))
+    batches = -(-len(members) // max(1, most))
     return Bucket(members, source, labels, rows=-(-len(members) // batches), batches=batches)
 
 

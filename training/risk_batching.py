@@ -8,10 +8,11 @@ import tensorflow as tf
 
 from attention_zoo.models.tokenizer import Tokenizer
 from attention_zoo.training.batching import (
-    Bucket,
     batches_of,
     bucket_numbers,
     choose_buckets,
+    cut_bucket,
+    epoch_dataset,
     padded_rows,
     shifted,
     with_end,
@@ -111,9 +112,7 @@ class RiskBatches:
             members = np.flatnonzero(numbers == number)
             source = padded_rows(sources, members, source_length)
             labels = outputs.padded(members, target_length)
-            batches = -(-len(members) // max(1, room // target_length))
-            rows = -(-len(members) // batches)
-            self._buckets.append(Bucket(members, source, labels, rows, batches))
+            self._buckets.append(cut_bucket(members, source, labels, most=room // target_length))
         self.steps_per_epoch = sum(bucket.batches for bucket in self._buckets)
         self.shapes = [
             (bucket.rows, bucket.source.shape[1], *bucket.labels.shape[1:]) for bucket in self._buckets
@@ -128,11 +127,8 @@ class RiskBatches:
         """
         ids, outputs = tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((None, None, None), tf.int32)
         costs = tf.TensorSpec((None, None), tf.float32)
-        dataset = tf.data.Dataset.from_generator(
-            self._batches, output_signature=({"source": ids, "target": outputs, "costs": costs}, outputs)
-        )
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch))
-        return dataset.prefetch(4)
+        signature = ({"source": ids, "target": outputs, "costs": costs}, outputs)
+        return epoch_dataset(self._batches, signature, self.steps_per_epoch)
 
     def summary(self) -> str:
         """Size and shapes, in one line."""
