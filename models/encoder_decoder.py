@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from attention_zoo.models import search, trained_preset
+from attention_zoo.models import parallel_rows, search, trained_preset
 from attention_zoo.models.teacher_forcing import TeacherForcing, check_inputs
 
 
@@ -102,6 +102,8 @@ class EncoderDecoder(TeacherForcing):
     ) -> dict[str, Any]:
         """Decodes a source batch, compiled with XLA once per input shape and setting.
 
+        On a CPU with several cores a small model decodes a batch in equal parts at the same time.
+
         Args:
             source: What the encoder reads, e.g. int (B, S).
             max_length: Most tokens of any hypothesis, without the end token.
@@ -164,15 +166,26 @@ class EncoderDecoder(TeacherForcing):
         elif not sample:
             _refuse(diversity, {"groups": 1, "diversity_penalty": 0.0}, "beams of at least 2")
         self._ensure_built(source)
-        key = tuple(settings.items())
+        if sample and rows is None:
+            rows = range(len(source))
+        inputs = {
+            "source": source,
+            "limits": limits,
+            "forced_prefix": forced_prefix,
+            "seed": seed,
+            "rows": rows,
+        }
+        parts = parallel_rows.count_parts(self.decoder, len(source), max(beams, n_best))
+        key = (parts, *settings.items())
         searches = self._searches.by_settings
         if key not in searches:
-            searches[key] = tf.function(
-                functools.partial(self.decode, settings), jit_compile=True, autograph=False
-            )
+            decode = functools.partial(self.decode, settings)
+            searches[key] = tf.function(decode, jit_compile=True, autograph=False)
+            if parts > 1:
+                searches[key] = parallel_rows.in_parts(searches[key], parts, shared=["seed"])
         # A list would be a constant of the compiled function; a tensor is its argument.
-        inputs = (source, limits, forced_prefix, seed, rows)
-        return searches[key](*(None if x is None else tf.convert_to_tensor(x) for x in inputs))
+        inputs = {name: None if x is None else tf.convert_to_tensor(x) for name, x in inputs.items()}
+        return searches[key](**inputs)
 
     def decode(
         self,

@@ -1,0 +1,108 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_models import V, make_batch, make_model
+
+from attention_zoo.models import EncoderDecoder, TransformerDecoder, TransformerEncoder, parallel_rows
+
+SIZES = {"layers": 1, "units": 8, "num_heads": 2, "feed_forward_units": 8}
+SETTINGS = {
+    "greedy": {},
+    "beams": {"beams": 2, "n_best": 2, "length_penalty": 1.0},
+    "samples": {"sample": True, "n_best": 2, "seed": [1, 2]},
+    "prefixes and limits": {"forced_prefix": [[5], [6], [0], [4]], "limits": [4, 3, 2, 0]},
+    "attention": {"beams": 2, "return_attention": True},
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    recurrent = make_model()
+    # Far from uniform, so that it says different things and also ends.
+    recurrent.set_weights([4 * weight for weight in recurrent.get_weights()])
+    keras.utils.set_random_seed(1)
+    transformer = EncoderDecoder(TransformerEncoder(V, **SIZES), TransformerDecoder(V, **SIZES))
+    transformer.build()
+    return {"recurrent": recurrent, "Transformer": transformer}
+
+
+@pytest.fixture
+def set_cores(monkeypatch):
+    monkeypatch.setattr(parallel_rows, "SMALLEST_PART", 1)
+    return lambda count: monkeypatch.setattr(parallel_rows, "_cores", lambda: count)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("name", ["recurrent", "Transformer"])
+def test_parts_make_the_batch(models, set_cores, name, settings):
+    model, source = models[name], make_batch(rows=4, empty=1)[1]
+    results = []
+    for cores in (1, 2):
+        set_cores(cores)
+        results.append(model.generate(source, max_length=4, **settings))
+    assert {key[0] for key in model._searches.by_settings} == {1, 2}  # parts
+    keras.tree.assert_same_structure(*results)
+    for whole, parts in zip(*map(keras.tree.flatten, results), strict=True):
+        assert (whole is None) == (parts is None)
+        if whole is not None:
+            np.testing.assert_allclose(whole, parts, atol=1e-5)
+
+
+def test_no_part_waits_for_another(models):
+    model, source = models["Transformer"], tf.constant(make_batch(rows=4, empty=0)[1])
+
+    @tf.function(jit_compile=True, autograph=False)
+    def decode(source):
+        return model.decode({"max_length": 2, "beams": 2, "return_attention": False}, source)
+
+    compute = parallel_rows.in_parts(decode, 2)
+    graph = compute.get_concrete_function(source=source).graph
+    calls = [op for op in graph.get_operations() if op.type.endswith("PartitionedCall")]
+    assert len(calls) == 2
+    for call in calls:
+        assert not call.control_inputs
+        assert {x.op.type for x in call.inputs} <= {"Placeholder", "Split"}  # weights, and rows of the source
+
+
+@pytest.mark.parametrize(
+    ("cores", "rows", "hypotheses", "parts"),
+    [
+        (2, 32, 1, 2),
+        (2, 8, 1, 2),
+        (2, 7, 1, 1),  # too few for two
+        (2, 1, 8, 1),
+        (2, 2, 4, 2),
+        (4, 32, 1, 4),
+        (4, 50, 1, 2),  # not 12 and 13
+        (4, 51, 2, 3),
+        (64, 32, 1, 8),
+        (64, 32, 4, 32),
+        (1, 32, 1, 1),
+    ],
+)
+def test_count(models, monkeypatch, cores, rows, hypotheses, parts):
+    monkeypatch.setattr(parallel_rows, "_cores", lambda: cores)
+    assert parallel_rows.count_parts(models["recurrent"].decoder, rows, hypotheses) == parts
+
+
+def test_large_products_are_shared_out_already(monkeypatch):
+    monkeypatch.setattr(parallel_rows, "_cores", lambda: 2)
+    counts = []
+    for units in (2**15, 2**15 + 1):  # times 8
+        sizes = {**SIZES, "feed_forward_units": units}
+        model = EncoderDecoder(TransformerEncoder(V, **SIZES), TransformerDecoder(V, **sizes))
+        model.build()
+        counts.append(parallel_rows.count_parts(model.decoder, 32))
+    assert counts == [2, 1]
+
+
+@pytest.mark.parametrize("name", ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"])
+def test_one_thread_computes_one_part(models, monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    assert parallel_rows.count_parts(models["recurrent"].decoder, 32) == 1
+
+
+def test_a_gpu_computes_one_part(models, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["GPU:0"] if kind == "GPU" else [])
+    assert parallel_rows.count_parts(models["recurrent"].decoder, 32) == 1
