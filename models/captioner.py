@@ -441,9 +441,10 @@ class Captioner(EncoderDecoder):
         self._check_attention(settings["coverage_penalty"])
         images = [tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")]
         encoded = [tf.TensorSpec((None,), tf.string, name="encoded")]
+        serve = serving.captions(self, settings)
         endpoints = {
-            "serve": (serving.captions(self, settings), images),
-            "encoded": (serving.captions_of_files(self, settings), encoded),
+            "serve": (serve, images),
+            "encoded": (serving.captions_of_files(self, serve), encoded),
         }
         if self.decoder.has_attention:
             endpoints["heads"] = (serving.captions(self, settings, heads=True), images)

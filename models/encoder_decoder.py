@@ -340,14 +340,16 @@ class EncoderDecoder(TeacherForcing):
 
         self.check_vocabularies()
         self.build()
+        # Concrete functions: others are traced anew when they are saved, and so are those of Keras's archive.
+        functions = {
+            name: tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
+            for name, (function, signature) in endpoints.items()
+        }
         with saving.written_whole(folder) as temporary:
-            archive = keras.export.ExportArchive()
-            # For the vocabularies. The variables come with the functions; to track the model itself would
-            # write each of them twice, as Keras takes its variable and TensorFlow's in it for two.
-            archive.track(_Holder(self))
-            for name, (function, signature) in endpoints.items():
-                archive.add_endpoint(name, function, input_signature=signature)
-            archive.write_out(temporary, verbose=False)
+            module = _Served(self, functions)
+            tf.saved_model.save(
+                module, temporary, signatures={**functions, "serving_default": functions["serve"]}
+            )
             common_subexpressions.merge(temporary)
             file = temporary / saving.KERAS_FILE
             file.parent.mkdir()
@@ -402,12 +404,21 @@ class EncoderDecoder(TeacherForcing):
         return cls(**{name: _deserialize(value) for name, value in config.items()})
 
 
-class _Holder(tf.Module):
-    """Something that has a model, and is none."""
+class _Served(tf.Module):
+    """What functions of a model need, and nothing else of it.
 
-    def __init__(self, model: EncoderDecoder) -> None:
+    To save the model itself would write each variable twice: as Keras's, and as TensorFlow's within that.
+    """
+
+    def __init__(self, model: EncoderDecoder, functions: dict[str, Any]) -> None:
         super().__init__()
-        self.model = model
+        for name, function in functions.items():
+            setattr(self, name, function)
+        used = [variable for function in functions.values() for variable in function.variables]
+        self.used = list({id(variable): variable for variable in used}.values())
+        parts = tf.train.TrackableView(model).descendants()
+        resource = tf.saved_model.experimental.TrackableResource
+        self.vocabularies = [part for part in parts if isinstance(part, resource)]
 
 
 def _refuse(options: dict[str, Any], defaults: dict[str, Any], needed: str) -> None:

@@ -34,6 +34,8 @@ def translation(model: "Translator", settings: dict[str, Any], heads: bool = Fal
             return tokens
         return tf.minimum(tokens, model.decoder.max_positions - 1)  # the start token has one of them
 
+    search = _compiled_search(model, settings, heads, most)
+
     def serve(texts: Any) -> dict[str, Any]:
         ids = model.source_tokenizer.tokenize(texts)
         blank = ids.row_lengths() == 0  # (B,): such a text stays all padding, and its translation empty
@@ -50,7 +52,7 @@ def translation(model: "Translator", settings: dict[str, Any], heads: bool = Fal
         lengths = tf.math.count_nonzero(source, axis=1, dtype="int32")  # (B,)
         limits = tf.where(blank, 0, most_tokens(lengths))
         padded = tf.pad(source, [[0, 0], [0, width - length]])
-        results = _in_chunks(model, settings, heads, padded, limits, most)
+        results = _in_chunks(search, padded, limits, _signature(model, heads))
         tokens = tf.where(blank[:, None], PAD_ID, results.pop("tokens"))  # (B, L)
         longest, outputs = _texts(model.target_tokenizer, tokens)
         outputs["score"] = tf.where(blank, 0.0, results.pop("score"))
@@ -74,11 +76,12 @@ def captions(model: "Captioner", settings: dict[str, Any], heads: bool = False) 
     """
     height, width = model.encoder.grid
     most = model.most_tokens()
+    search = _compiled_search(model, settings, heads, lambda _: most)
 
     def serve(images: Any) -> dict[str, Any]:
         features = model.encoder.features(image_files.resize(images, model.encoder.image_size))
         limits = tf.fill([tf.shape(features)[0]], most)
-        results = _in_chunks(model, settings, heads, features, limits, lambda _: most)
+        results = _in_chunks(search, features, limits, _signature(model, heads))
         longest, outputs = _texts(model.tokenizer, results.pop("tokens"))
         outputs["score"] = results.pop("score")
         outputs |= _without_padding(results, longest, height * width)
@@ -90,18 +93,17 @@ def captions(model: "Captioner", settings: dict[str, Any], heads: bool = False) 
     return serve
 
 
-def captions_of_files(model: "Captioner", settings: dict[str, Any]) -> Callable:
+def captions_of_files(model: "Captioner", serve: Callable) -> Callable:
     """The function behind the signature of `Captioner.export` that takes the bytes of files.
 
     Args:
         model: The captioner.
-        settings: Arguments of the search.
+        serve: What `captions` returned.
 
     Returns:
-        Function from "encoded", string (B,), to what that of `captions` returns.
+        Function from "encoded", string (B,), to what `serve` returns.
     """
     size = model.encoder.image_size
-    serve = captions(model, settings)
 
     def serve_files(encoded: Any) -> dict[str, Any]:
         pixels = tf.TensorSpec((*size, 3), tf.float32)
@@ -113,22 +115,17 @@ def captions_of_files(model: "Captioner", settings: dict[str, Any]) -> Callable:
     return serve_files
 
 
-def _in_chunks(
-    model: "EncoderDecoder", settings: dict[str, Any], heads: bool, source: Any, limits: Any, most: Callable
-) -> dict[str, Any]:
+def _in_chunks(search: Callable, source: Any, limits: Any, signature: dict[str, Any]) -> dict[str, Any]:
     """Searches with a few batch sizes, each of which is compiled once.
 
     Args:
-        model: The model.
-        settings: Arguments of the search.
-        heads: Whether to return the attention of every layer and head.
+        search: What `_compiled_search` returned.
         source: What the encoder reads, (B, ...).
         limits: int (B,), most tokens of each output.
-        most: Function from a chunk of the source to the most tokens of all, which must follow from its
-            shape: it decides shapes of the compiled search.
+        signature: The types of what the search returns.
 
     Returns:
-        What `_search` returns, of B rows.
+        What the search returns, of B rows.
     """
     count = tf.shape(source)[0]
     rows = tf.where(count <= 1, BATCH_SIZES[0], tf.where(count <= BATCH_SIZES[1], *BATCH_SIZES[1:]))
@@ -138,12 +135,8 @@ def _in_chunks(
         x = tf.pad(x, [[0, chunks * rows - count]] + [[0, 0]] * (len(x.shape) - 1))
         return tf.reshape(x, tf.concat([[chunks, rows], tf.shape(x)[1:]], 0))  # (chunks, rows, ...)
 
-    @tf.function(jit_compile=True, autograph=False)
-    def search(source: Any, limits: Any) -> dict[str, Any]:
-        return _search(model, settings, heads, source, limits, most(source))
-
     results = tf.map_fn(
-        lambda x: search(*x), (chunked(source), chunked(limits)), fn_output_signature=_signature(model, heads)
+        lambda x: search(*x), (chunked(source), chunked(limits)), fn_output_signature=signature
     )
     return {
         name: tf.reshape(x, tf.concat([[chunks * rows], tf.shape(x)[2:]], 0))[:count]  # (B, ...)
@@ -176,31 +169,50 @@ def _without_padding(results: dict[str, Any], targets: Any, sources: Any) -> dic
     }
 
 
-def _search(
-    model: "EncoderDecoder", settings: dict[str, Any], heads: bool, source: Any, limits: Any, most: Any
-) -> dict[str, Any]:
-    """Searches for the outputs of one chunk, (rows, ...)."""
-    settings = {
-        **settings,
-        "min_length": 0,
-        "max_length": most,
-        "return_attention": model.decoder.has_attention,
-    }
-    found = model.decode(settings, source, limits)
-    outputs = {"tokens": found["tokens"][:, 0], "score": found["scores"][:, 0]}
-    if model.decoder.has_attention:
-        outputs["attention"] = found["alignment"][:, 0]
-    if heads:
-        for name, weights in found["heads"].items():
-            # The one hypothesis: (rows, L, N, H, S) to (rows, N, H, L, S).
-            outputs[f"{name}_heads"] = tf.transpose(weights[:, 0], (0, 2, 3, 1, 4))
-        if "encoder" in found:
-            outputs["encoder_heads"] = found["encoder"]
-    return outputs
+def _compiled_search(
+    model: "EncoderDecoder", settings: dict[str, Any], heads: bool, most: Callable
+) -> Callable:
+    """The search for the outputs of one chunk, which signatures share: it is traced once.
+
+    Args:
+        model: The model.
+        settings: Arguments of the search.
+        heads: Whether to return the attention of every layer and head.
+        most: Function from a chunk of the source to the most tokens of all, which must follow from its
+            shape: it decides shapes of the compiled search.
+
+    Returns:
+        Function of source (rows, ...) and limits (rows,) to a dict of tensors.
+    """
+
+    @tf.function(jit_compile=True, autograph=False)
+    def search(source: Any, limits: Any) -> dict[str, Any]:
+        found = model.decode(
+            {
+                **settings,
+                "min_length": 0,
+                "max_length": most(source),
+                "return_attention": model.decoder.has_attention,
+            },
+            source,
+            limits,
+        )
+        outputs = {"tokens": found["tokens"][:, 0], "score": found["scores"][:, 0]}
+        if model.decoder.has_attention:
+            outputs["attention"] = found["alignment"][:, 0]
+        if heads:
+            for name, weights in found["heads"].items():
+                # The one hypothesis: (rows, L, N, H, S) to (rows, N, H, L, S).
+                outputs[f"{name}_heads"] = tf.transpose(weights[:, 0], (0, 2, 3, 1, 4))
+            if "encoder" in found:
+                outputs["encoder_heads"] = found["encoder"]
+        return outputs
+
+    return search
 
 
 def _signature(model: "EncoderDecoder", heads: bool) -> dict[str, Any]:
-    """The types of what `_search` returns."""
+    """The types of what the search returns."""
     names = ["score"]
     if model.decoder.has_attention:
         names.append("attention")

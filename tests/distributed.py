@@ -52,7 +52,9 @@ def make_captioner():
 
 
 MODELS = {"recurrent": make_recurrent, "transformer": make_transformer, "captioner": make_captioner}
-WITH_XLA = ("transformer",)  # on several workers; XLA takes seconds for each model on each of them
+# On several workers, where all takes several times as long:
+WITH_XLA = ("transformer",)
+WITH_SHORT_BATCHES = ("recurrent",)
 
 
 def make_batch(step, images=False, rows=7):
@@ -110,9 +112,15 @@ def train(
 
 
 @functools.cache
-def on_one_device(name):
+def on_one_device(name, short=False):
     """The weights and the history that training on one device gives."""
-    return train(name, short=False)
+
+    def make():
+        model = MODELS[name]()
+        model.build()  # else the first step is traced twice
+        return model
+
+    return train(name, short=short, model=make)
 
 
 def assert_same(result, expected, tolerance=1e-5):
@@ -141,7 +149,7 @@ def train_with_backups(folder, strategy, sent=()):
     averaging = callbacks.CheckpointAveraging(last=2, folder=folder / "checkpoints")
     resume = callbacks.Resume(folder / "backup", every_steps=6)
     weights, history = train(
-        "recurrent", strategy, epochs=3, callbacks=[*sent, averaging, resume],
+        "recurrent", strategy, epochs=3, callbacks=[*sent, averaging, resume], short=False,
         model=lambda: make_recurrent(dropout=0.3),
     )  # fmt: skip
     worker = int(not strategies.is_chief(strategy))
@@ -154,7 +162,8 @@ def work(folder, again):
     chief = strategies.is_chief(strategy)
     if not again:
         for name in MODELS:
-            weights, history = train(name, strategy, xla=name in WITH_XLA, short=False)
+            short = name in WITH_SHORT_BATCHES
+            weights, history = train(name, strategy, xla=name in WITH_XLA, short=short)
             if chief:
                 np.savez(folder / f"{name}.npz", *weights, np.array(history["loss"]))
         (folder / "uninterrupted").mkdir(exist_ok=True)

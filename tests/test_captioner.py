@@ -1,4 +1,5 @@
 import io
+import unittest.mock
 
 import keras
 import numpy as np
@@ -350,7 +351,9 @@ def test_comes_back_from_a_file(model, tmp_path):
 
 
 def test_serves_images_and_files(model, files, tmp_path):
-    model.export(tmp_path / "model", beams=2)
+    with unittest.mock.patch.object(model, "decode", wraps=model.decode) as decode:
+        model.export(tmp_path / "model", beams=2)
+    assert decode.call_count == 2  # traced once for images and files, and once for the heads
     served = tf.saved_model.load(tmp_path / "model").signatures
     expected = model.caption(IMAGES, beams=2, return_attention=True)
     encoded = tf.constant([path.read_bytes() for path in files])

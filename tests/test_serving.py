@@ -1,5 +1,7 @@
 """The signatures of a SavedModel against the model itself; what they do with bad text is in test_saving."""
 
+import unittest.mock
+
 import keras
 import numpy as np
 import pytest
@@ -23,7 +25,9 @@ def model():
 @pytest.fixture(scope="module")
 def outputs(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("transformer") / "model"
-    model.export(folder, beams=2)
+    with unittest.mock.patch.object(model, "decode", wraps=model.decode) as decode:
+        model.export(folder, beams=2)
+    assert decode.call_count == 2  # each signature is traced once
     signatures = tf.saved_model.load(folder).signatures
     return {
         name: {key: x.numpy() for key, x in signatures[name](texts=tf.constant(TEXTS)).items()}
