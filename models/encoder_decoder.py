@@ -166,8 +166,11 @@ class EncoderDecoder(TeacherForcing):
         elif not sample:
             _refuse(diversity, {"groups": 1, "diversity_penalty": 0.0}, "beams of at least 2")
         self._ensure_built(source)
-        if sample and rows is None:
-            rows = range(len(source))
+        source = tf.convert_to_tensor(source)
+        count = source.shape[0] or 1  # inside a graph it may be unknown
+        parts = parallel_rows.count_parts(self.decoder, count, max(beams, n_best))
+        if parts > 1 and sample and rows is None:
+            rows = range(count)
         inputs = {
             "source": source,
             "limits": limits,
@@ -175,7 +178,6 @@ class EncoderDecoder(TeacherForcing):
             "seed": seed,
             "rows": rows,
         }
-        parts = parallel_rows.count_parts(self.decoder, len(source), max(beams, n_best))
         key = (parts, *settings.items())
         searches = self._searches.by_settings
         if key not in searches:

@@ -52,8 +52,9 @@ def make_captioner():
 
 
 MODELS = {"recurrent": make_recurrent, "transformer": make_transformer, "captioner": make_captioner}
-# On several workers, where all takes several times as long:
 WITH_XLA = ("transformer",)
+# On workers, where all takes several times as long:
+ON_WORKERS = ("recurrent", "transformer")
 WITH_SHORT_BATCHES = ("recurrent",)
 
 
@@ -161,7 +162,7 @@ def work(folder, again):
     strategy = strategies.strategy("auto")
     chief = strategies.is_chief(strategy)
     if not again:
-        for name in MODELS:
+        for name in ON_WORKERS:
             short = name in WITH_SHORT_BATCHES
             weights, history = train(name, strategy, xla=name in WITH_XLA, short=short)
             if chief:

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 class TestTwoWorkers:
-    @pytest.mark.parametrize("name", distributed.MODELS)
+    @pytest.mark.parametrize("name", distributed.ON_WORKERS)
     def test_same_updates(self, folder, name):
         with np.load(folder / f"{name}.npz") as file:
             *weights, loss = file.values()
