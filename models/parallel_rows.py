@@ -27,9 +27,10 @@ def count_parts(decoder: keras.layers.Layer, rows: int, hypotheses: int = 1) -> 
     Returns:
         At most one part for each core; 1 where there is a GPU or the decoder is large.
     """
-    most = min(_cores(), rows, rows * hypotheses // SMALLEST_PART)
+    most = min(rows, rows * hypotheses // SMALLEST_PART)
     if most < 2 or _largest_matrix(decoder) > LARGEST_MATRIX:
         return 1
+    most = min(most, _cores())
     return next((parts for parts in range(most, 1, -1) if rows % parts == 0), 1)
 
 
