@@ -21,7 +21,23 @@ WORDS = ["ba", "do", "fi", "ge", "ku", "la", "mo", "ni"]
 LENGTH = 6  # of every row, END included
 
 # The files that take longest: several processes begin with them, so that none is alone with one at the end.
-LONG = [f"test_{name}.py" for name in ("readme", "workers", "distribution", "captioner", "translator")]
+LONG = [
+    f"test_{name}.py"
+    for name in (
+        "workers",
+        "readme",
+        "captioner",
+        "distribution",
+        "translator",
+        "teacher_forcing",
+        "compositions",
+        "transformer_decoder",
+        "saving",
+        "run",
+        "resume",
+        "captioning_task",
+    )
+]
 
 
 def pytest_configure(config):
