@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from attention_zoo.layers.transformer_decoder_block import TransformerDecoderBlock
-from attention_zoo.models.search import join_hypotheses, split_hypotheses
+from attention_zoo.models.search import split_hypotheses
 from attention_zoo.models.transformer_stack import TransformerStack
 
 
@@ -199,9 +199,8 @@ class TransformerDecoder(TransformerStack):
             reordered: Whether the hypotheses will be reordered, as beam search does.
 
         Returns:
-            A dict of "position", a scalar, and "cache", a nest of tensors (B, K, ...); or, if more than one
-            hypothesis is to be reordered, of "position", "origin", int (B, K, max_positions), and "shared",
-            which has the "cache".
+            A dict of "position", a scalar; "shared", which has the "cache"; and, if more than one hypothesis
+            is to be reordered, "origin", int (B, K, max_positions).
 
         Raises:
             ValueError: If `max_positions` is missing, or more than the table of learned positions has.
@@ -220,12 +219,13 @@ class TransformerDecoder(TransformerStack):
             )
         batch = ops.shape(prepared["mask"])[0]
         position = ops.convert_to_tensor(0, dtype="int32")
-        if reordered and hypotheses > 1:
-            caches = [block.empty_cache(batch, max_positions, hypotheses) for block in self.blocks]
-            origin = ops.zeros((batch, hypotheses, max_positions), dtype="int32")
-            return {"position": position, "origin": origin, "shared": {"cache": caches}}
-        caches = [block.empty_cache(batch * hypotheses, max_positions) for block in self.blocks]
-        return {"position": position, "cache": split_hypotheses(caches, batch, hypotheses)}
+        together = reordered and hypotheses > 1
+        rows, side_by_side = (batch, hypotheses) if together else (batch * hypotheses, 1)
+        caches = [block.empty_cache(rows, max_positions, side_by_side) for block in self.blocks]
+        state = {"position": position, "shared": {"cache": caches}}
+        if together:
+            state["origin"] = ops.zeros((batch, hypotheses, max_positions), dtype="int32")
+        return state
 
     def step(self, token: Any, state: dict[str, Any], prepared: dict[str, Any]) -> tuple[Any, Any, Any]:
         """Advances every hypothesis by one token: the step contract of `models.search`.
@@ -241,16 +241,14 @@ class TransformerDecoder(TransformerStack):
         """
         batch, hypotheses = ops.shape(token)
         position, origin = state["position"], state.get("origin")
-        if origin is None:
-            caches = join_hypotheses(state["cache"])
-        else:
-            caches = state["shared"]["cache"]
+        if origin is not None:
             here = ops.arange(ops.shape(origin)[-1], dtype="int32") == position  # (max_positions,)
             own = ops.expand_dims(ops.arange(hypotheses, dtype="int32"), 1)  # (K, 1)
             origin = ops.where(here, own, origin)  # (B, K, max_positions)
         x = self.embed(ops.reshape(token, (-1, 1)), start=position)  # (B * K, 1, D)
         attention, written = [], []
-        for block, cache, memory in zip(self.blocks, caches, prepared["blocks"], strict=True):
+        caches = zip(self.blocks, state["shared"]["cache"], prepared["blocks"], strict=True)
+        for block, cache, memory in caches:
             x, weights, cache = block.step(x, cache, position, memory, prepared["mask"], hypotheses, origin)
             attention.append(weights)
             written.append(cache)
@@ -258,11 +256,9 @@ class TransformerDecoder(TransformerStack):
         own = ops.stack(own, axis=1)  # (B * K, N, H, L)
         cross = ops.stack([weights["cross"] for weights in attention], axis=1)  # (B, N, H, K, S)
         logits = self._logits(ops.reshape(x, (batch, hypotheses, self.units)))  # (B, K, V)
-        state = {"position": position + 1}
-        if origin is None:
-            state["cache"] = split_hypotheses(written, batch, hypotheses)
-        else:
-            state |= {"origin": origin, "shared": {"cache": written}}
+        state = {"position": position + 1, "shared": {"cache": written}}
+        if origin is not None:
+            state["origin"] = origin
         return (
             logits,
             state,

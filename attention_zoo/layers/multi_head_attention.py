@@ -385,21 +385,27 @@ class MultiHeadAttention(Attention):
     def _average(
         self, query: Any, memory: dict[str, Any], mask: Any, training: bool | None
     ) -> tuple[Any, Any]:
-        """Queries (B, H, T, d) and a memory -> (B, H, T, value_dim), and the weights (B, H, T, S)."""
+        """Queries (B, H, T, d) and a memory -> (B, H, T, value_dim), and the weights (B, H, T, S).
+
+        A cache has (B * G, ...) where other memories have (B, G, ...): see `empty_cache`.
+        """
         groups, shared = self.num_key_value_heads, self.num_heads // self.num_key_value_heads
         batch, _, length, _ = ops.shape(query)
-        if shared > 1:  # the heads that share keys, one after the other, as more queries
-            query = ops.reshape(query, (batch, groups, shared * length, self.key_dim))  # (B, G, H/G * T, d)
-        e = scores.scaled_dot_scores(query, memory["key"])  # (B, G, H/G * T, S)
-        if shared > 1:
+        key, value = memory["key"], memory["value"]
+        cached = len(key.shape) == 3
+        other = cached or shared > 1  # axes than those of the queries
+        if other:  # the heads that share keys, one after the other, as more queries
+            axes = (batch * groups,) if cached else (batch, groups)
+            query = ops.reshape(query, (*axes, shared * length, self.key_dim))  # (B, G, H/G * T, d)
+        e = scores.scaled_dot_scores(query, key)  # (B, G, H/G * T, S)
+        if other:
             e = ops.reshape(e, (batch, self.num_heads, length, ops.shape(e)[-1]))  # (B, H, T, S)
         weights = attention_ops.attention_weights(e, _by_head(mask))
         applied = self.weight_dropout(weights, training=training)
-        value = memory["value"]
-        if shared > 1:
-            applied = ops.reshape(applied, (batch, groups, shared * length, ops.shape(e)[-1]))
+        if other:
+            applied = ops.reshape(applied, (*axes, shared * length, ops.shape(e)[-1]))
         heads = ops.matmul(ops.cast(applied, value.dtype), value)  # (B, G, H/G * T, value_dim)
-        if shared > 1:
+        if other:
             heads = ops.reshape(heads, (batch, self.num_heads, length, self.value_dim))  # (B, H, T, Dv)
         return heads, weights
 
@@ -487,13 +493,15 @@ class MultiHeadAttention(Attention):
             hypotheses: K, how many stand side by side at every position.
 
         Returns:
-            A dict of zeros, "key" (B, G, d, length * K) and "value" (B, G, length * K, value_dim).
+            A dict of zeros, "key" (B * G, d, length * K) and "value" (B * G, length * K, value_dim).
         """
-        places, groups = length * hypotheses, self.num_key_value_heads
+        places, rows = length * hypotheses, batch_size * self.num_key_value_heads
+        # The axes of a product of many matrices. With any other, of length 1 say, XLA would not see that the
+        # cache that is written to is the one that is read, and copy the whole of it at every position.
         return {
             # Keys stand in columns: their products with a few queries are faster than with keys in rows.
-            "key": ops.zeros((batch_size, groups, self.key_dim, places), self.compute_dtype),
-            "value": ops.zeros((batch_size, groups, places, self.value_dim), self.compute_dtype),
+            "key": ops.zeros((rows, self.key_dim, places), self.compute_dtype),
+            "value": ops.zeros((rows, places, self.value_dim), self.compute_dtype),
         }
 
     def step(
@@ -525,12 +533,14 @@ class MultiHeadAttention(Attention):
                 "received None; pass it, or give each hypothesis a cache of its own"
             )
         query, new = self._project_self(x, ops.zeros((hypotheses,), "int32") + position)
-        place, column = position * hypotheses, ops.swapaxes(new["key"], -2, -1)  # (B, G, d, K)
+        place, rows = position * hypotheses, batch * self.num_key_value_heads
+        key = ops.reshape(new["key"], (rows, hypotheses, self.key_dim))  # (B * G, K, d)
+        value = ops.reshape(new["value"], (rows, hypotheses, self.value_dim))  # (B * G, K, value_dim)
         cache = {
-            "key": ops.slice_update(cache["key"], (0, 0, 0, place), column),
-            "value": ops.slice_update(cache["value"], (0, 0, place, 0), new["value"]),
+            "key": ops.slice_update(cache["key"], (0, 0, place), ops.swapaxes(key, -2, -1)),
+            "value": ops.slice_update(cache["value"], (0, place, 0), value),
         }
-        length = ops.shape(cache["value"])[2] // hypotheses
+        length = ops.shape(cache["value"])[1] // hypotheses
         index = ops.arange(length, dtype="int32")
         seen = index <= position  # (length,)
         if self.sliding_window is not None:
@@ -540,7 +550,7 @@ class MultiHeadAttention(Attention):
             own = ops.expand_dims(ops.cast(origin, "int32"), -1) == ops.arange(hypotheses, dtype="int32")
             seen = ops.logical_and(own, ops.expand_dims(seen, -1))  # (B, K, length, K)
             seen = ops.reshape(seen, (batch, hypotheses, length * hypotheses))
-        memory = {**cache, "key": ops.swapaxes(cache["key"], -2, -1)}  # (B, G, length * K, d)
+        memory = {**cache, "key": ops.swapaxes(cache["key"], -2, -1)}  # (B * G, length * K, d)
         heads, weights = self._average(query, memory, seen, training=False)
         if origin is not None:
             weights = ops.reshape(weights, (batch, self.num_heads, hypotheses, length, hypotheses))
