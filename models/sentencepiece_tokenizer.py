@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import keras
+import numpy as np
 import sentencepiece
 import tensorflow as tf
 
@@ -23,6 +24,7 @@ from attention_zoo.models.tokenizer import (
     to_strings,
     to_tensor,
     training_texts,
+    without_special,
 )
 
 logger = logging.getLogger("attention_zoo")
@@ -175,9 +177,7 @@ class SentencePieceTokenizer(Tokenizer):
         sentencepiece.set_random_generator_seed(seed)
         prepared = to_strings(self.prepare(to_tensor(list(texts)))).tolist()
         # One thread: with several, who draws which number would be a matter of time.
-        ids = _load(self.model).encode(
-            prepared, enable_sampling=True, alpha=rate, nbest_size=-1, num_threads=1
-        )
+        ids = self._processor.encode(prepared, enable_sampling=True, alpha=rate, nbest_size=-1, num_threads=1)
         return tf.ragged.constant(ids, tf.int32, ragged_rank=1)
 
     def save_assets(self, folder: str) -> None:
@@ -194,10 +194,15 @@ class SentencePieceTokenizer(Tokenizer):
         return {**super().get_config(), "model": None}
 
     def _set_model(self, model: bytes) -> None:
-        processor = _load(model)
+        self._processor = processor = _load(model)
         self._sub_words = sub_words(model, tf.int32, "SentencePieceTokenizer")
         self.model = model
         self._set_pieces([processor.id_to_piece(i) for i in range(processor.vocab_size())])
+
+    # `ids_of` asks the graph: two releases of SentencePiece may cut "000" in different places, of which the
+    # package is one and TensorFlow Text has another. Putting together is the same in all.
+    def _texts(self, ids: np.ndarray) -> list[str]:
+        return self._processor.decode(without_special(ids), num_threads=1)
 
     def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return self._sub_words.tokenize(texts)

@@ -31,7 +31,8 @@ class Tokenizer(keras.layers.Layer):
     end and unknown.
 
     A subclass defines `_split` and `_join`, hands its pieces (the token strings, in the order of their ids,
-    special ones first) to `_set_pieces`, and writes and reads them in `save_assets` and `load_assets`.
+    special ones first) to `_set_pieces`, and writes and reads them in `save_assets` and `load_assets`. Where
+    Python can do the same as its graph, it defines `ids_of` and `_texts` too.
 
     Args:
         preparation: What is done to texts before they are cut into tokens: None for nothing, or
@@ -48,6 +49,7 @@ class Tokenizer(keras.layers.Layer):
         self.preparation = preparation
         self.built = True
         self._piece_strings: tf.Tensor | None = None
+        self._names: np.ndarray | None = None
         self._compiled: _Compiled | None = None
 
     @property
@@ -142,12 +144,18 @@ class Tokenizer(keras.layers.Layer):
 
     def texts_of(self, ids: np.ndarray) -> np.ndarray:
         """The texts of ids, see `detokenize`: int (..., L) -> str (...)."""
-        flat = ids.reshape(-1, ids.shape[-1])  # (B, L)
-        return to_strings(self._functions().detokenize(tf.constant(flat, tf.int32))).reshape(ids.shape[:-1])
+        self._require_pieces()
+        texts = self._texts(ids.reshape(-1, ids.shape[-1]))  # of (B, L)
+        return np.array(texts, object).reshape(ids.shape[:-1])
 
     def names_of(self, ids: np.ndarray) -> np.ndarray:
         """The names of tokens, see `pieces`: int (...) -> str (...)."""
-        return self._functions().names[ids]
+        self._require_pieces()
+        return self._names[ids]
+
+    def _texts(self, ids: np.ndarray) -> Sequence[str]:
+        """The texts of ids, int (B, L) -> B of str."""
+        return to_strings(self._functions().detokenize(tf.constant(ids, tf.int32)))
 
     def _functions(self) -> "_Compiled":
         if self._compiled is None:
@@ -170,6 +178,7 @@ class Tokenizer(keras.layers.Layer):
         """Takes the strings of all ids, in order."""
         with tf.init_scope():  # an eager tensor, wherever the tokenizer is made: all graphs may use it
             self._piece_strings = tf.constant(["", *pieces[1:]])  # padding has no name in a picture
+        self._names = np.array(["", *pieces[1:]], object)
         self._compiled = None
 
     def _require_pieces(self) -> tf.Tensor:
@@ -182,7 +191,7 @@ class Tokenizer(keras.layers.Layer):
 
 
 class _Compiled:
-    """A tokenizer's functions as graphs, which eager operations are ten times as slow as, and its names.
+    """A tokenizer's functions as graphs, which eager operations are ten times as slow as.
 
     A plain object, so that a SavedModel of the tokenizer does not hold it.
     """
@@ -195,7 +204,12 @@ class _Compiled:
         texts, ids = tf.TensorSpec((None,), tf.string), tf.TensorSpec((None, None), tf.int32)
         self.tokenize = tf.function(tokenize, autograph=False).get_concrete_function(texts)
         self.detokenize = tf.function(tokenizer.detokenize, autograph=False).get_concrete_function(ids)
-        self.names = to_strings(tokenizer._require_pieces())
+
+
+def without_special(ids: np.ndarray) -> list[list[int]]:
+    """What is text of ids, (B, L): no padding, no start, and nothing from the first end on."""
+    rows = (row[: row.index(END_ID)] if END_ID in row else row for row in ids.tolist())
+    return [[i for i in row if i not in (PAD_ID, START_ID)] for row in rows]
 
 
 def to_tensor(texts: Sequence[str]) -> tf.Tensor:

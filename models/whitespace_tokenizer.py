@@ -9,9 +9,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from attention_zoo.models.tokenizer import SPECIAL_PIECES, UNKNOWN_ID, Tokenizer, training_texts
+from attention_zoo.models.tokenizer import (
+    SPECIAL_PIECES,
+    UNKNOWN_ID,
+    Tokenizer,
+    training_texts,
+    without_special,
+)
 
 logger = logging.getLogger("attention_zoo")
 
@@ -108,12 +115,25 @@ class WhitespaceTokenizer(Tokenizer):
             seen.add(word)
         pieces = [*SPECIAL_PIECES, *self.vocabulary]
         self._set_pieces(pieces)
+        # The special pieces are in neither table: "</s>" in a text does not end it.
+        first = len(SPECIAL_PIECES)
+        self._ids = {word.encode(): number for number, word in enumerate(self.vocabulary, first)}
         with tf.init_scope():  # as in _set_pieces
-            # The special pieces are not in the table: "</s>" in a text does not end it.
-            first = len(SPECIAL_PIECES)
             keys = tf.constant(pieces[first:], tf.string)
             entries = tf.lookup.KeyValueTensorInitializer(keys, tf.range(first, len(pieces), dtype=tf.int32))
             self._table = tf.lookup.StaticHashTable(entries, default_value=UNKNOWN_ID)
+
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts, see `tokenize`."""
+        if self.preparation is not None:
+            return super().ids_of(texts)
+        self._require_pieces()
+        # The white space at which bytes are split is that of tf.strings.split.
+        words = (text.encode("utf-8", "replace").split() for text in texts)
+        return [[self._ids.get(word, UNKNOWN_ID) for word in text] for text in words]
+
+    def _texts(self, ids: np.ndarray) -> list[str]:
+        return [" ".join(self._names[row]) for row in without_special(ids)]
 
     def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return tf.ragged.map_flat_values(self._table.lookup, tf.strings.split(texts))

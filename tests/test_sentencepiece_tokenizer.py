@@ -9,11 +9,13 @@ import sys
 import unicodedata
 
 import keras
+import numpy as np
 import pytest
 import sentencepiece
 import tensorflow as tf
 
 from attention_zoo.models.sentencepiece_tokenizer import SentencePieceTokenizer
+from attention_zoo.models.tokenizer import to_tensor
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "a cat and a dog in 1998", "der Bär läuft"]
 
@@ -56,6 +58,17 @@ def test_hard_input_never_fails(tokenizer):
     assert back[:3] == ["", "", "⁇"]
     assert back[4] == "⁇ cat ⁇"
     assert back[6] == ("the cat " * 5_000).strip()
+
+
+@pytest.mark.parametrize(("model_type", "normalization"), [("unigram", "nmt_nfkc"), ("bpe", "identity")])
+def test_python_puts_together_what_the_graph_does(model_type, normalization):
+    texts = [*TEXTS, "ｆｕｌｌ ﬁne ½ ₂ 漢字 🙂 ▁ a  b"]
+    tokenizer = SentencePieceTokenizer.train(texts, 80, model_type=model_type, normalization=normalization)
+    ids = np.random.default_rng(0).integers(0, tokenizer.vocabulary_size, (500, 12)).astype("int32")
+    ids[:, 6] = np.arange(500) % 8  # special ones more often than by chance
+    assert tokenizer.texts_of(ids).tolist() == decoded(tokenizer.detokenize(ids))
+    hard = [*texts, "", " ", "\ud800", "\0 a", "</s> <s>"]
+    assert tokenizer.ids_of(hard) == tokenizer.tokenize(to_tensor(hard)).to_list()
 
 
 def test_emoji_and_cjk_that_were_learned_come_back():

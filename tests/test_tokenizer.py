@@ -14,6 +14,7 @@ from attention_zoo.models.tokenizer import (
     UNKNOWN_ID,
     Tokenizer,
     read_lines,
+    to_tensor,
     training_texts,
 )
 from attention_zoo.models.whitespace_tokenizer import WhitespaceTokenizer
@@ -46,6 +47,12 @@ class TestForPython:
         assert tokenizer.texts_of(ids).tolist() == [["a b"], ["a <unk>"]]
         assert tokenizer.names_of(ids[0]).tolist() == [["<s>", "a", "b", "</s>"]]
         assert tokenizer.names_of(np.array([0])).tolist() == [""]
+
+    def test_white_space_and_what_is_no_unicode(self):
+        texts = ["a\x0bb\x0c a\tb\n", "\u00a0a", "a\u2003b a", "\x1ca", "\ud800 a\ud800", "? \0 a\0"]
+        tokenizer = WhitespaceTokenizer(["a", "b", "?", "\u00a0a", "a\u2003b", "\x1ca"])
+        assert tokenizer.ids_of(texts) == tokenizer.tokenize(to_tensor(texts)).to_list()
+        assert tokenizer.ids_of(texts)[:3] == [[4, 5, 4, 5], [7], [8, 4]]
 
     def test_nothing(self, tokenizer):
         assert tokenizer.ids_of([]) == []
