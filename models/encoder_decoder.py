@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from attention_zoo.models import parallel_rows, search, trained_preset
+from attention_zoo.models.compiled_function import CompiledFunction
 from attention_zoo.models.teacher_forcing import TeacherForcing, check_inputs
 
 
@@ -182,9 +183,10 @@ class EncoderDecoder(TeacherForcing):
         searches = self._searches.by_settings
         if key not in searches:
             decode = functools.partial(self.decode, settings)
-            searches[key] = tf.function(decode, jit_compile=True, autograph=False)
+            compiled = tf.function(decode, jit_compile=True, autograph=False)
             if parts > 1:
-                searches[key] = parallel_rows.in_parts(searches[key], parts, shared=["seed"])
+                compiled = parallel_rows.in_parts(compiled, parts, shared=["seed"])
+            searches[key] = CompiledFunction(compiled)
         # A list would be a constant of the compiled function; a tensor is its argument.
         inputs = {name: None if x is None else tf.convert_to_tensor(x) for name, x in inputs.items()}
         return searches[key](**inputs)

@@ -9,6 +9,7 @@ from attention_zoo.layers.dropout import Dropout
 from attention_zoo.layers.multi_head_attention import MultiHeadAttention
 from attention_zoo.layers.recurrent_cell import recurrent_cell
 from attention_zoo.layers.token_embedding import TokenEmbedding
+from attention_zoo.models.token_logits import in_columns, token_logits
 from attention_zoo.ops.recurrence import scan
 
 
@@ -254,7 +255,8 @@ class RNNDecoder(keras.layers.Layer):
         """
         # An encoder may have another policy.
         summary = ops.cast(memory["summary"], self.compute_dtype)
-        prepared = {"summary": summary}
+        columns = in_columns(self._token_vectors, self.compute_dtype)
+        prepared = {"summary": summary, "columns": columns}
         if self.attention is None:
             context = ops.expand_dims(summary, 1)  # (B, 1, D)
             prepared["context"] = context
@@ -310,7 +312,7 @@ class RNNDecoder(keras.layers.Layer):
         gates = self._token_gates(embedded, prepared)  # (B, K, gates)
         state, outputs, attention = self._advance(gates, state, prepared, None)
         readout = outputs["readout"] if self.input_feeding else self._read_out(outputs, embedded, prepared)
-        return self._logits(readout), state, attention
+        return self._logits(readout, prepared["columns"]), state, attention
 
     def alignment(self, attention: Any) -> Any:
         """Where each position looked in the source, in one matrix.
@@ -401,10 +403,13 @@ class RNNDecoder(keras.layers.Layer):
             return ops.maximum(*ops.split(readout, 2, axis=-1))  # (B, T, R)
         return ops.tanh(readout)
 
-    def _logits(self, readout: Any) -> Any:
-        kernel = self.embedding.embeddings if self.tie_embeddings else self.output_kernel
-        logits = ops.matmul(readout, ops.cast(ops.transpose(kernel), readout.dtype))  # (B, T, V)
-        return ops.cast(logits, "float32") + ops.cast(self.output_bias, "float32")
+    def _logits(self, readout: Any, columns: Any = None) -> Any:
+        logits = token_logits(readout, self._token_vectors, columns)  # (B, T, V)
+        return logits + ops.cast(self.output_bias, "float32")
+
+    @property
+    def _token_vectors(self) -> Any:
+        return self.embedding.embeddings if self.tie_embeddings else self.output_kernel
 
     def _layer_masks(self, batch: Any, training: bool | None) -> list | None:
         """Dropout between layers, drawn before the loop: the same units for a whole sentence."""

@@ -7,6 +7,7 @@ from keras import ops
 
 from attention_zoo.layers.transformer_decoder_block import TransformerDecoderBlock
 from attention_zoo.models.search import split_hypotheses
+from attention_zoo.models.token_logits import in_columns, token_logits
 from attention_zoo.models.transformer_stack import TransformerStack
 
 
@@ -177,7 +178,11 @@ class TransformerDecoder(TransformerStack):
             A nest of tensors for `initial_state` and `step`.
         """
         values = ops.cast(memory["values"], self.compute_dtype)
-        return {"blocks": [block.prepare(values) for block in self.blocks], "mask": memory["mask"]}
+        return {
+            "blocks": [block.prepare(values) for block in self.blocks],
+            "mask": memory["mask"],
+            "columns": in_columns(self._token_vectors, self.compute_dtype),
+        }
 
     def initial_state(
         self,
@@ -255,7 +260,8 @@ class TransformerDecoder(TransformerStack):
         own = [ops.squeeze(weights["self"], 2) for weights in attention]  # each (B * K, H, L)
         own = ops.stack(own, axis=1)  # (B * K, N, H, L)
         cross = ops.stack([weights["cross"] for weights in attention], axis=1)  # (B, N, H, K, S)
-        logits = self._logits(ops.reshape(x, (batch, hypotheses, self.units)))  # (B, K, V)
+        x = ops.reshape(x, (batch, hypotheses, self.units))
+        logits = self._logits(x, prepared["columns"])  # (B, K, V)
         state = {"position": position + 1, "shared": {"cache": written}}
         if origin is not None:
             state["origin"] = origin
@@ -286,13 +292,15 @@ class TransformerDecoder(TransformerStack):
         """The attention by layer and head: {"cross": (..., N, H, S), "self": (..., N, H, L)}."""
         return attention
 
-    def _logits(self, x: Any) -> Any:
+    def _logits(self, x: Any, columns: Any = None) -> Any:
         if self.output_norm is not None:
             x = self.output_norm(x)
-        kernel = self.embedding.embeddings if self.tie_embeddings else self.output_kernel
-        logits = ops.matmul(x, ops.cast(ops.transpose(kernel), x.dtype))  # (B, T, V)
-        logits = ops.cast(logits, "float32")
+        logits = token_logits(x, self._token_vectors, columns)  # (B, T, V)
         return logits + ops.cast(self.output_bias_vector, "float32") if self.output_bias else logits
+
+    @property
+    def _token_vectors(self) -> Any:
+        return self.embedding.embeddings if self.tie_embeddings else self.output_kernel
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

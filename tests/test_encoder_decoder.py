@@ -53,7 +53,7 @@ def test_equal_shapes_and_settings_compile_once(model_and_source):
         model.generate(inputs, max_length=3)
         model.generate(inputs, max_length=np.int64(3), length_penalty=0)
     (search,) = model._searches.by_settings.values()
-    assert search.experimental_get_tracing_count() == 1
+    assert search.function.experimental_get_tracing_count() == 1
 
 
 @pytest.mark.parametrize("settings", [{"beams": 0}, {"beams": 2, "n_best": 3}, {"n_best": 0}, {"n_best": 2}])
