@@ -7,6 +7,8 @@ import pathlib
 import platform
 import tempfile
 
+from attention_zoo.models.cores import usable_cores
+
 _FLAG = "--tf_xla_persistent_cache_directory="
 _LIMIT = 2**30  # bytes that the programs of one machine may take
 
@@ -75,8 +77,6 @@ def _machine() -> str:
     lines = information.read_text().splitlines() if information.exists() else []
     # "flags" on x86, "Features" on Arm: what instructions a program may use.
     features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
-    # XLA divides the work among the threads when it compiles.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = sorted(pathlib.Path("/proc/driver/nvidia/gpus").glob("*/information"))
     models = [line for gpu in gpus for line in gpu.read_text().splitlines() if line.startswith("Model")]
     settings = [os.environ.get(name, "") for name in ("XLA_FLAGS", "TF_NUM_INTRAOP_THREADS")]
@@ -87,7 +87,7 @@ def _machine() -> str:
         platform.machine(),
         platform.processor(),
         *features,
-        str(cores),
+        str(usable_cores()),  # XLA divides the work among the threads when it compiles
         *models,
         *settings,
     ]

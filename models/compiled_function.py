@@ -32,7 +32,7 @@ class CompiledFunction:
 
     def __call__(self, **tensors: Any) -> Any:
         """Calls the function: always with the same names, in the same order."""
-        if not self._one_device or not tf.executing_eagerly():
+        if not self._one_device or not tf.executing_eagerly() or tf.config.functions_run_eagerly():
             return self.function(**tensors)
         key = tuple(None if x is None else (x.dtype, *x.shape) for x in tensors.values())
         if key not in self._programs:

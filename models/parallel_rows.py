@@ -4,13 +4,15 @@ XLA shares out large products among the cores, and the steps of a search in a sm
 last one, the logits. But the sources of a batch do not depend on each other: each core can search for some.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
+
+from attention_zoo.models.cores import usable_cores
 
 SMALLEST_PART = 4  # hypotheses: fewer are not worth a core of their own
 LARGEST_MATRIX = 2**18  # weights: products with larger ones keep all cores busy
@@ -67,17 +69,16 @@ def _joined(*pieces: Any) -> Any:
 def _largest_matrix(decoder: keras.layers.Layer) -> int:
     """The most weights that a step multiplies by at once, but for the logits."""
     shapes = [weight.shape for weight in decoder.weights]
-    return max(int(np.prod(shape)) for shape in shapes if decoder.vocabulary_size not in shape)
+    return max(math.prod(shape) for shape in shapes if decoder.vocabulary_size not in shape)
 
 
 def _cores() -> int:
     """How many parts TensorFlow computes at the same time."""
     if tf.config.list_logical_devices("GPU"):
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threading = tf.config.threading
     asked = [  # 0: as many as there are cores
         threading.get_intra_op_parallelism_threads() or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0),
         threading.get_inter_op_parallelism_threads() or int(os.environ.get("TF_NUM_INTEROP_THREADS") or 0),
     ]
-    return min(number or cores for number in asked)
+    return min(number or usable_cores() for number in asked)

@@ -39,6 +39,15 @@ def test_inside_of_a_graph(added):
     assert whole(tf.zeros(2)).numpy().tolist() == [1.0, 1.0]
 
 
+def test_functions_that_run_eagerly_do():
+    tf.config.run_functions_eagerly(True)
+    try:
+        eager = CompiledFunction(tf.function(lambda x: tf.constant(tf.executing_eagerly())))
+        assert eager(x=tf.zeros(2)).numpy()
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
 def test_several_devices_are_left_to_tensorflow(added, monkeypatch):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
     add = CompiledFunction(added[0].function)
