@@ -393,19 +393,19 @@ class MultiHeadAttention(Attention):
         batch, _, length, _ = ops.shape(query)
         key, value = memory["key"], memory["value"]
         cached = len(key.shape) == 3
-        other = cached or shared > 1  # axes than those of the queries
-        if other:  # the heads that share keys, one after the other, as more queries
+        regrouped = cached or shared > 1
+        if regrouped:  # the heads that share keys, one after the other, as more queries
             axes = (batch * groups,) if cached else (batch, groups)
             query = ops.reshape(query, (*axes, shared * length, self.key_dim))  # (B, G, H/G * T, d)
         e = scores.scaled_dot_scores(query, key)  # (B, G, H/G * T, S)
-        if other:
+        if regrouped:
             e = ops.reshape(e, (batch, self.num_heads, length, ops.shape(e)[-1]))  # (B, H, T, S)
         weights = attention_ops.attention_weights(e, _by_head(mask))
         applied = self.weight_dropout(weights, training=training)
-        if other:
+        if regrouped:
             applied = ops.reshape(applied, (*axes, shared * length, ops.shape(e)[-1]))
         heads = ops.matmul(ops.cast(applied, value.dtype), value)  # (B, G, H/G * T, value_dim)
-        if other:
+        if regrouped:
             heads = ops.reshape(heads, (batch, self.num_heads, length, self.value_dim))  # (B, H, T, Dv)
         return heads, weights
 
