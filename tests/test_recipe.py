@@ -164,6 +164,8 @@ def test_risk_needs_a_start_and_is_alone(path):
         Recipe.load(path, risk)
     with pytest.raises(ValueError, match=r"training: expected risk without r_drop, received risk=2\.0 and"):
         Recipe.load(path, [*risk, "model.start=somewhere", "training.r_drop=5.0"])
+    with pytest.raises(ValueError, match=r"expected risk without back_translator, received risk=2\.0 and"):
+        Recipe.load(path, [*risk, "model.start=somewhere", "training.back_translator=somewhere"])
 
 
 def test_cooldown_over_all_epochs(path):

@@ -159,7 +159,7 @@ class TestTeacher:
     def test_it_translates_once(self, tmp_path):
         task, data = self.task(tmp_path)
         model = run.build_model(task, data)
-        (task.recipe.folder / TEACHER).write_text(json.dumps(["2"] * 200))
+        (task.recipe.folder / TEACHER).write_text(json.dumps([["2"] * 200]))
         batches, _ = task.batches(model, data)
         texts = {
             text

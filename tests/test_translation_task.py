@@ -8,7 +8,12 @@ from small_recipe import load
 from attention_zoo.models import Translator
 from attention_zoo.models.translation import Translation
 from attention_zoo.training import ParallelText, RiskBatches, TranslationBatches
-from attention_zoo.training.translation_task import CANDIDATES, Data, TranslationTask
+from attention_zoo.training.translation_task import (
+    BACK_TRANSLATIONS,
+    CANDIDATES,
+    Data,
+    TranslationTask,
+)
 
 TARGETS = ["the cat sat on the mat", "A dog, there!"]
 DATA = Data(None, None, ParallelText(["a", "b b"], TARGETS))
@@ -95,6 +100,47 @@ class TestCandidates:
         _, model, (batches, _) = self.batches(tmp_path)
         ((_, labels),) = list(batches.dataset())
         assert set(model.target_tokenizer.texts_of(labels.numpy())[:, 1]) == {"2"}
+
+
+class TestBackTranslator:
+    """The preset reads the targets, which are dates too."""
+
+    def sources(self, folder, targets):
+        task = make(folder, "training.back_translator=bahdanau_dates")
+        task.recipe.folder.mkdir(exist_ok=True)
+        data = task.read_data()
+        data = data._replace(training=ParallelText(["a"] * len(targets), targets))
+        model = task.build_model(data)
+        batches, _ = task.batches(model, data)
+        pairs = []
+        for inputs, labels in batches.dataset():
+            rows = [
+                t.texts_of(x.numpy())
+                for t, x in zip(
+                    (model.source_tokenizer, model.target_tokenizer), (inputs["source"], labels), strict=True
+                )
+            ]
+            pairs += zip(*rows, strict=True)
+        return task, sorted(pairs)
+
+    def test_two_sources_more_of_each_target(self, tmp_path):
+        targets = [f"199{n}-05-0{n}" for n in range(4, 8)]
+        task, pairs = self.sources(tmp_path, targets)
+        kept = json.loads((task.recipe.folder / BACK_TRANSLATIONS).read_text())
+        assert [len(made) for made in kept] == [4, 4]
+        preset = Translator.from_preset("bahdanau_dates")
+        assert kept[0] == [found.text for found in preset.translate(targets, beams=1)]
+        drawn = preset.translate(targets, sample=True, top_p=0.95, seed=task.recipe.seed)
+        assert kept[1] == [one.text for one in drawn]
+        assert len(pairs) == 12
+
+    def test_they_are_found_once_and_blank_ones_left_out(self, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / BACK_TRANSLATIONS).write_text(json.dumps([["b", "b"], ["", "b"]]))
+        _, pairs = self.sources(tmp_path, ["1", "2"])
+        assert [target for _, target in pairs].count("1") == 2
+        assert [target for _, target in pairs].count("2") == 3
+        assert len({source for source, _ in pairs}) == 2
 
 
 class TestScore:

@@ -425,6 +425,7 @@ class TranslatorTraining(Training):
     max_buckets: Count = 5
     subword_dropout: Rate | None = None
     teacher: str | None = None
+    back_translator: str | None = None
     risk: Positive | None = None
     candidates: Count | None = None
 
@@ -435,7 +436,9 @@ class TranslatorTraining(Training):
                 f"expected risk and candidates, or neither, received risk={self.risk} and "
                 f"candidates={self.candidates}; set both."
             )
-        others = [key for key in ("r_drop", "subword_dropout", "teacher") if getattr(self, key)]
+        others = [
+            key for key in ("r_drop", "subword_dropout", "teacher", "back_translator") if getattr(self, key)
+        ]
         if self.risk and others:
             raise ValueError(
                 f"expected risk without {others[0]}, received risk={self.risk} and "
@@ -598,7 +601,8 @@ class TranslationRecipe(Recipe):
         return self
 
     def _trained_models(self) -> dict[str, str | None]:
-        return {**super()._trained_models(), "training.teacher": self.training.teacher}
+        helpers = {f"training.{key}": getattr(self.training, key) for key in ("teacher", "back_translator")}
+        return {**super()._trained_models(), **helpers}
 
 
 class CaptioningRecipe(Recipe):

@@ -37,7 +37,7 @@ from attention_zoo.training.callbacks.resume import Resume
 from attention_zoo.training.captioning_task import CaptioningTask
 from attention_zoo.training.recipe import PARTS, Model, Recipe, Training, trained_model
 from attention_zoo.training.task import Task, write_text
-from attention_zoo.training.translation_task import CANDIDATES, TEACHER, TranslationTask
+from attention_zoo.training.translation_task import MADE, TranslationTask
 
 logger = logging.getLogger("attention_zoo")
 
@@ -119,7 +119,7 @@ def prepare_folder(recipe: Recipe, fresh: bool) -> None:
             )
         if fresh:
             # Nothing but what a run writes.
-            for name in (RECORD, "results.json", "alignment.png", TEACHER, CANDIDATES):
+            for name in (RECORD, "results.json", "alignment.png", *MADE):
                 (folder / name).unlink(missing_ok=True)
             for path in folder.glob("attention-[0-9].png"):
                 path.unlink()

@@ -27,7 +27,9 @@ from attention_zoo.training.text_data import ParallelText
 logger = logging.getLogger("attention_zoo")
 
 TEACHER = "teacher.json"  # in the output folder: what the teacher made of the training sources
+BACK_TRANSLATIONS = "back_translations.json"  # what a model of the other direction made of the targets
 CANDIDATES = "candidates.json"  # likewise: translations of them to weigh, and their costs
+MADE = (TEACHER, BACK_TRANSLATIONS, CANDIDATES)
 
 # Runs in a process of its own, to prove that serving needs nothing but these two imports.
 FRESH_PROCESS = """
@@ -95,9 +97,15 @@ class TranslationTask(Task):
         if settings.risk:
             found = self._candidates(model, text, write)
             return RiskBatches(text, *found, *tokenizers, **size, seed=self.recipe.seed), validation
+        sources, targets = list(text.sources), list(text.targets)
         if settings.teacher:
-            taught = self._taught(text.sources, write)
-            text = ParallelText([*text.sources, *text.sources], [*text.targets, *taught])
+            sources += text.sources
+            targets += self._taught(text.sources, write)
+        if settings.back_translator:
+            for made in self._back_translated(text.targets, write):
+                sources += made
+                targets += text.targets
+        text = ParallelText(sources, targets)
         subword_dropout = settings.subword_dropout or 0.0
         training = TranslationBatches(
             text, *tokenizers, **size, subword_dropout=subword_dropout, seed=self.recipe.seed
@@ -109,26 +117,47 @@ class TranslationTask(Task):
         return {"risk": self.recipe.training.risk or 0.0}
 
     def _taught(self, sources: list[str], write: bool) -> list[str]:
-        """What the teacher makes of the training sources, kept for the case that the run is interrupted.
+        """What the teacher makes of the training sources.
 
         A model learns from the translations of a better one what it cannot learn from people's, as they are
         simpler and less varied (Kim and Rush 2016, "Sequence-Level Knowledge Distillation", section 3.2).
         """
-        name, search, path = self.recipe.training.teacher, self.recipe.search, self.recipe.folder / TEACHER
+        search = self.recipe.search
+        settings = {"beams": search.beams, "length_penalty": search.length_penalty}
+        return self._translated("teacher", TEACHER, sources, [settings], write)[0]
+
+    def _back_translated(self, targets: list[str], write: bool) -> list[list[str]]:
+        """What a model of the other direction makes of the training targets: the best, and one by chance.
+
+        The targets stay those of people; that there are more ways to say the same is what a small corpus does
+        not show (Sennrich, Haddow and Birch 2016, "Improving Neural Machine Translation Models with
+        Monolingual Data"; Edunov et al. 2018, "Understanding Back-Translation at Scale", for what is drawn).
+        """
+        search = self.recipe.search
+        best = {"beams": search.beams, "length_penalty": search.length_penalty}
+        drawn = {"sample": True, "top_p": 0.95, "seed": self.recipe.seed}
+        return self._translated("back_translator", BACK_TRANSLATIONS, targets, [best, drawn], write)
+
+    def _translated(
+        self, key: str, file: str, texts: list[str], ways: list[dict[str, Any]], write: bool
+    ) -> list[list[str]]:
+        """What the model that a key names makes of texts, in some ways; kept for an interrupted run."""
+        name, path = getattr(self.recipe.training, key), self.recipe.folder / file
         if path.is_file():
-            logger.info("The teacher's translations: %s", path)
+            logger.info("Translations by training.%s: %s", key, path)
             return json.loads(path.read_text(encoding="utf-8"))
-        teacher = load(trained_model(name))
-        if not isinstance(teacher, Translator):
+        model = load(trained_model(name))
+        if not isinstance(model, Translator):
             raise ValueError(
-                f"training.teacher: expected a Translator, received {name}, a {type(teacher).__name__}."
+                f"training.{key}: expected a Translator, received {name}, a {type(model).__name__}."
             )
-        logger.info("%s translates %s training sentences ...", name, f"{len(sources):,}")
-        translations = teacher.translate(sources, beams=search.beams, length_penalty=search.length_penalty)
-        texts = [translation.text for translation in translations]
+        made = []
+        for settings in ways:
+            logger.info("%s translates %s training sentences ...", name, f"{len(texts):,}")
+            made.append([translation.text for translation in model.translate(texts, **settings)])
         if write:
-            write_text(path, json.dumps(texts, indent=0, ensure_ascii=False) + "\n")
-        return texts
+            write_text(path, json.dumps(made, indent=0, ensure_ascii=False) + "\n")
+        return made
 
     def _candidates(
         self, model: Translator, text: ParallelText, write: bool
