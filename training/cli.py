@@ -467,8 +467,10 @@ def presets() -> None:
 @app.command()
 def recipes() -> None:
     """List the built-in recipes."""
-    table = Table("name", "description", box=None)
-    for name in built_in_recipes():
+    names = built_in_recipes()
+    # Whole, however narrow the terminal is: they are there to be copied.
+    table = Table(Column("name", min_width=max(map(len, names))), "description", box=None)
+    for name in names:
         table.add_row(name, Recipe.load(name).description)
     Console().print(table)
 
