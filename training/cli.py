@@ -469,7 +469,7 @@ def recipes() -> None:
     """List the built-in recipes."""
     names = built_in_recipes()
     # Whole, however narrow the terminal is: they are there to be copied.
-    table = Table(Column("name", min_width=max(map(len, names))), "description", box=None)
+    table = Table(Column("name", width=max(map(len, names)), no_wrap=True), "description", box=None)
     for name in names:
         table.add_row(name, Recipe.load(name).description)
     Console().print(table)
