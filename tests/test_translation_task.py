@@ -114,13 +114,8 @@ class TestBackTranslator:
         batches, _ = task.batches(model, data)
         pairs = []
         for inputs, labels in batches.dataset():
-            rows = [
-                t.texts_of(x.numpy())
-                for t, x in zip(
-                    (model.source_tokenizer, model.target_tokenizer), (inputs["source"], labels), strict=True
-                )
-            ]
-            pairs += zip(*rows, strict=True)
+            sources = model.source_tokenizer.texts_of(inputs["source"].numpy())
+            pairs += zip(sources, model.target_tokenizer.texts_of(labels.numpy()), strict=True)
         return task, sorted(pairs)
 
     def test_two_sources_more_of_each_target(self, tmp_path):
