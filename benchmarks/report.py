@@ -7,6 +7,7 @@ import sizes
 from samples import Job, Samples, Summary, number, summarize, table
 
 OURS = "attention_zoo"
+OURS_BFLOAT16 = f"{OURS}_bfloat16"
 LIMIT = "limit"
 TOLERANCE = 0.01  # by which numbers of parameters may differ
 
@@ -21,14 +22,14 @@ def training(samples: Samples, size: str, peers: dict[str, str]) -> str:
     """
     jobs = {name: Job("train", size, name) for name in peers}
     operations = sizes.training_operations(sizes.SIZES[size], **sizes.TRAINING)
-    ours = _summary(samples, jobs[OURS], "ms")
+    ours, rounded = (_summary(samples, Job("train", size, name), "ms") for name in (OURS, OURS_BFLOAT16))
     limit = _limit(samples, Job("train", size, LIMIT))
     rows = []
     for name, label in peers.items():
         results = samples.results(jobs[name])
         time = _summary(samples, jobs[name], "ms")
         if time is None:
-            rows.append([label, _missing(samples, jobs[name]), *[""] * 6])
+            rows.append([label, _missing(samples, jobs[name]), *[""] * 7])
             continue
         tokens = 1000 / time.median * sizes.TRAINING["batch"] * sizes.TRAINING["target_length"]
         share = f"{operations / time.median / 1e6 / limit['float32'].median:.0%}" if limit else ""
@@ -37,6 +38,7 @@ def training(samples: Samples, size: str, peers: dict[str, str]) -> str:
                 label,
                 str(time),
                 _ratio(time, ours),
+                _ratio(time, rounded),
                 f"{tokens:,.0f}",
                 share,
                 str(_summary(samples, jobs[name], "first_s")),
@@ -45,8 +47,8 @@ def training(samples: Samples, size: str, peers: dict[str, str]) -> str:
             ]
         )
     header = [
-        f"training, size {size}", "ms per step", "of ours", "target tokens/s", "of float32 peak",
-        "first step, s", "peak memory, MB", "parameters",
+        f"training, size {size}", "ms per step", "of ours", "of ours, bfloat16", "target tokens/s",
+        "of float32 peak", "first step, s", "peak memory, MB", "parameters",
     ]  # fmt: skip
     notes = [_sizes_of("training", size), _limits(limit), _parameters(samples, list(jobs.values()))]
     return _page(table(header, rows), notes, samples, [*jobs.values()])

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from attention_zoo.layers.dense import Dense
 from attention_zoo.layers.dropout import Dropout
 from attention_zoo.layers.multi_head_attention import MultiHeadAttention
 from attention_zoo.layers.recurrent_cell import recurrent_cell
@@ -144,7 +145,7 @@ class RNNDecoder(keras.layers.Layer):
             recurrent_cell(cell, units, name=f"cell_{index}", dtype=policy) for index in range(layers)
         ]
         gates = self.cells[0].input_units
-        self.token_projection = keras.layers.Dense(gates, name="token_projection", dtype=policy)
+        self.token_projection = Dense(gates, name="token_projection", dtype=policy)
         # The context's part of the first cell's input, apart from the token's, so that the token's
         # part is one product for all positions before the loop.
         self.context_projection = keras.layers.Dense(
@@ -158,7 +159,7 @@ class RNNDecoder(keras.layers.Layer):
             keras.layers.Dense(units, activation="tanh", name=f"bridge_{index}", dtype=policy)
             for index in range(layers * self.cells[0].state_parts)
         ]
-        self.readout = keras.layers.Dense(
+        self.readout = Dense(
             2 * readout_units if readout_activation == "maxout" else readout_units,
             name="readout",
             dtype=policy,

@@ -4,6 +4,8 @@ from typing import Any
 
 from keras import ops
 
+from attention_zoo.ops.linear import linear
+
 # Where a search gains by vectors that stand in columns, measured on a CPU: with a few hypotheses in all, but
 # not with one, and while the places of a column are not too far apart.
 FEW_ROWS = range(2, 17)
@@ -39,6 +41,7 @@ def token_logits(x: Any, kernel: Any, columns: Any = None) -> Any:
     """
     batch, length, width = x.shape
     rows = batch * length if isinstance(batch, int) and isinstance(length, int) else 0
-    if columns is None or rows not in FEW_ROWS or kernel.shape[0] * width > MOST_WEIGHTS:
-        columns = ops.transpose(ops.cast(kernel, x.dtype))
+    few = rows in FEW_ROWS and kernel.shape[0] * width <= MOST_WEIGHTS
+    if columns is None or not few:
+        return ops.cast(linear(x, ops.cast(kernel, x.dtype), in_rows=True), "float32")
     return ops.cast(ops.matmul(x, columns), "float32")

@@ -264,14 +264,15 @@ def test_training_table(samples):
         samples.add(JOB, round_number, trained(ms, others=0.0 if ms < 300 else 0.2, parameters=1000))
     samples.add(JOB, 3, trained(110.0))
     samples.add(Job("train", "T", "keras_hub"), 0, trained(160.0, parameters=1005))
+    samples.add(Job("train", "T", "attention_zoo_bfloat16"), 0, trained(80.0))
     samples.add(Job("train", "T", "marian"), 0, {"error": "not installed: no network", "took_s": 0.1})
     page = report.training(
         samples, "T", {"attention_zoo": "Ours", "keras_hub": "Hub", "marian": "M", "torch": "Torch"}
     )
     ours, hub, marian, torch = page.splitlines()[2:6]
     cells = [cell.strip() for cell in ours.strip("|").split("|")]
-    assert cells[:6] == ["Ours", "100 (90.0-110)", "1.00x", "20,480", "50%", "5.00 (5.00-5.00)"]
-    assert "1.60x" in hub
+    assert cells[:7] == ["Ours", "100 (90.0-110)", "1.00x", "1.25x", "20,480", "50%", "5.00 (5.00-5.00)"]
+    assert "1.60x" in hub and "2.00x" in hub
     assert "not installed: no network" in marian
     assert "not measured" in torch
     assert "equal within 1%" in page
@@ -366,6 +367,13 @@ def test_every_peer_has_its_files():
     assert names <= set(compare.PEERS)
 
 
+@pytest.mark.parametrize("size", sizes.SIZES)
+def test_training_in_bfloat16_is_asked_for_by_the_environment(size):
+    names = compare.TRAINERS_IN_BFLOAT16[size]
+    assert names[0] == report.OURS_BFLOAT16 and len(names) >= 3
+    assert all(compare.PEERS[name].environment == {"BENCHMARK_BFLOAT16": "1"} for name in names)
+
+
 @pytest.mark.parametrize("name", compare.EPOCHS)
 def test_every_peer_of_an_epoch_trains_one(name):
     code = (BENCHMARKS / "peers" / f"{compare.PEERS[name].module}.py").read_text()
@@ -420,6 +428,7 @@ def test_processes_are_told_what_to_compute_on(tmp_path, monkeypatch, options, d
     monkeypatch.setattr(sys, "argv", [*command, *options])
     compare.main()
     assert (environment["CUDA_VISIBLE_DEVICES"], environment["BENCHMARK_GPU"]) == devices
+    assert not environment["BENCHMARK_BFLOAT16"]
     assert ("Some GPU and " in (tmp_path / page).read_text()) == bool(options)
     samples = "samples_gpu.jsonl" if options else "samples.jsonl"  # never mixed
     assert [path.name for path in tmp_path.glob("*.jsonl")] == [samples]

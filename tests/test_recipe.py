@@ -135,7 +135,7 @@ def test_wrong_top_level_key(path):
             "training.cooldown_epochs=3",
             "training: expected cooldown_epochs of at most epochs=2, received 3; train for longer",
         ),
-        ("training.precision=float16", "expected 'float32', 'mixed_bfloat16' or 'mixed_float16', received"),
+        ("training.precision=float16", "expected 'float32', 'bfloat16_products', 'mixed_bfloat16' or"),
         ("training.micro_batches=0", "training.micro_batches: expected greater than 0, received 0"),
         ("training.backup_steps=0", "training.backup_steps: expected greater than 0, received 0"),
         ("data.kind=text_fils", "or coco, received 'text_fils'. Did you mean 'text_files'?"),

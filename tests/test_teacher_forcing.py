@@ -1,3 +1,4 @@
+import distributed
 import keras
 import numpy as np
 import pytest
@@ -203,6 +204,35 @@ def test_mixed_precision_trains(dtype):
     before, *_, after = model.fit(*batch, batch_size=16, epochs=6, verbose=0).history["loss"]
     assert after < before - 0.1
     assert all(weight.dtype == "float32" for weight in model.get_weights())
+
+
+class TestProductsInBfloat16:
+    @pytest.mark.parametrize("name", ["recurrent", "transformer"])
+    def test_training_is_nearly_the_same_and_evaluation_the_same(self, name):
+        batch = make_batch(vocabulary_size=distributed.V)
+        before, after, weights = {}, {}, {}
+        for eager in (True, False):  # eager products are not rounded
+            keras.utils.set_random_seed(1)
+            model = distributed.MODELS[name]()
+            model.compile(keras.optimizers.SGD(0.1), run_eagerly=eager, product_dtype="bfloat16")
+            before[eager] = model.evaluate(*batch, verbose=0)[0]
+            after[eager] = [model.train_on_batch(*batch)[0] for _ in range(3)][-1]
+            weights[eager] = np.concatenate([weight.ravel() for weight in model.get_weights()])
+        np.testing.assert_allclose(before[False], before[True], rtol=1e-6)
+        assert abs(after[False] / after[True] - 1) > 1e-6
+        np.testing.assert_allclose(after[False], after[True], rtol=2e-3)
+        np.testing.assert_allclose(weights[False], weights[True], atol=4e-3)
+
+    def test_a_loaded_model_goes_on_with_it(self):
+        model, other = make_model(jit_compile=True, product_dtype="bfloat16"), make_model()
+        other.compile_from_config(model.get_compile_config())
+        assert other.get_compile_config()["product_dtype"] == "bfloat16"
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match="expected product_dtype \"bfloat16\" or None, received 'int8'"):
+            make_model().compile(product_dtype="int8")
+        with pytest.raises(ValueError, match="expected jit_compile=True with product_dtype='bfloat16'"):
+            make_model().compile(product_dtype="bfloat16", jit_compile=False)
 
 
 class TestRDrop:

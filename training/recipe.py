@@ -399,7 +399,7 @@ class Training(Settings):
     label_smoothing: Rate = 0.0
     r_drop: NonNegative | None = None
     clip_norm: Positive | None = None
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = None
+    precision: Literal["float32", "bfloat16_products", "mixed_bfloat16", "mixed_float16"] | None = None
     micro_batches: Count | None = None
     backup_steps: Count | None = None
     keep: Literal["last", "best", "average"] = "last"

@@ -78,7 +78,7 @@ def train(recipe: Recipe, fresh: bool = False, strategy: str = "auto") -> dict[s
     devices = strategies.strategy(strategy)  # several workers must find each other before anything runs
     chief = strategies.is_chief(devices)
     console = Console(quiet=not chief)
-    with _logging_to(console), _precision(recipe.training.precision):
+    with _logging_to(console), _dtype_policy(recipe.training.precision):
         start = time.perf_counter()
         if chief:
             prepare_folder(recipe, fresh)
@@ -221,6 +221,7 @@ def fit(task: Task, model: EncoderDecoder, data: Any) -> keras.callbacks.History
             loss=MaskedCrossentropy(label_smoothing=settings.label_smoothing),
             micro_batches=settings.micro_batches or 1,
             r_drop=settings.r_drop or 0.0,
+            product_dtype="bfloat16" if settings.precision == "bfloat16_products" else None,
             **task.objective(),
         )
     callbacks: list[keras.callbacks.Callback] = []
@@ -333,10 +334,10 @@ class _ConsoleHandler(logging.Handler):
 
 
 @contextlib.contextmanager
-def _precision(policy: str | None) -> Iterator[None]:
+def _dtype_policy(precision: str | None) -> Iterator[None]:
     """Computes in another precision for the time of a run."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy or before)
+    keras.config.set_dtype_policy("float32" if precision == "bfloat16_products" else precision or before)
     try:
         yield
     finally:

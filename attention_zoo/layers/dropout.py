@@ -15,7 +15,7 @@ from attention_zoo.ops import random
 class Dropout(keras.layers.Layer):
     """Sets a random part of the inputs to zero in training, like `keras.layers.Dropout`.
 
-    `output = where(keep, inputs / (1 - rate), 0)`, where each entry of `keep` is True with
+    `output = where(keep, inputs, 0) / (1 - rate)`, where each entry of `keep` is True with
     probability `1 - rate`. XLA's random generators take a large part of a training step on a CPU; here
     element i is kept if a hash of i and of the call's seed exceeds `rate`: a few integer operations
     that fuse with the product. Equal seeds give equal masks, compiled or not.
@@ -72,7 +72,9 @@ class Dropout(keras.layers.Layer):
         if self.noise_shape is not None:
             sizes = zip(self.noise_shape, shape, strict=True)
             shape = [size if noise is None else noise for noise, size in sizes]
-        return ops.where(self._keep(shape), inputs * self._scale, ops.zeros_like(inputs))
+        # Scaled after the choice, so that the gradient ends with the choice. XLA on a CPU leaves the sum that
+        # a bias before the dropout has for a gradient to a fast library, but not a sum of products.
+        return ops.where(self._keep(shape), inputs, ops.zeros_like(inputs)) * self._scale
 
     def mask(self, shape: Sequence[Any], dtype: str | None = None) -> Any:
         """Draws a mask to multiply by: for a loop whose every step drops the same entries.

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from attention_zoo.layers.dense import Dense
 from attention_zoo.layers.dropout import Dropout
 
 
@@ -45,14 +46,12 @@ class FeedForward(keras.layers.Layer):
         self.activation = keras.activations.get(activation)
         self.dropout = dropout
         self.supports_masking = True
-        self.hidden = keras.layers.Dense(
-            units, activation=self.activation, name="hidden", dtype=self.dtype_policy
-        )
+        self.hidden = Dense(units, activation=self.activation, name="hidden", dtype=self.dtype_policy)
         self.hidden_dropout = Dropout(dropout, name="hidden_dropout", dtype=self.dtype_policy)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Makes the weights for inputs of this width."""
-        self.output_layer = keras.layers.Dense(input_shape[-1], name="output_layer", dtype=self.dtype_policy)
+        self.output_layer = Dense(input_shape[-1], name="output_layer", dtype=self.dtype_policy)
         self.hidden.build(input_shape)
         self.output_layer.build((*input_shape[:-1], self.units))
 

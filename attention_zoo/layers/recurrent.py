@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from attention_zoo.layers.dense import Dense
 from attention_zoo.layers.recurrent_cell import recurrent_cell
 from attention_zoo.ops.recurrence import scan
 
@@ -54,7 +55,7 @@ class Recurrent(keras.layers.Layer):
             for direction in self.directions
         ]
         self.projections = [
-            keras.layers.Dense(cell.input_units, name=f"{direction}_input", dtype=self.dtype_policy)
+            Dense(cell.input_units, name=f"{direction}_input", dtype=self.dtype_policy)
             for direction, cell in zip(self.directions, self.cells, strict=True)
         ]
 

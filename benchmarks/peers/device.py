@@ -1,4 +1,7 @@
-"""What a peer computes on: the processors, or a GPU if the environment variable BENCHMARK_GPU is set."""
+"""What a peer computes on: the processors, or a GPU if the environment variable BENCHMARK_GPU is set.
+
+And how it trains: in float32, or with BENCHMARK_BFLOAT16 in bfloat16, in whatever way it has for that.
+"""
 
 import os
 import sys
@@ -7,6 +10,7 @@ from typing import Any
 import machine
 
 GPU = bool(os.environ.get("BENCHMARK_GPU"))
+BFLOAT16 = bool(os.environ.get("BENCHMARK_BFLOAT16"))
 
 
 def require_tensorflow_gpu() -> None:

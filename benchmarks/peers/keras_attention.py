@@ -12,7 +12,7 @@ from peers import common, epochs, keras_training
 
 def train(task: common.Task, clock: common.Clock) -> int:
     """See `common`."""
-    return keras_training.compile_and_fit(make_model(task.size), task, clock)
+    return keras_training.make_and_fit(make_model, task, clock)
 
 
 def epoch(task: common.Task, clock: epochs.EpochClock) -> tuple[int, Iterable]:

@@ -13,7 +13,7 @@ from peers import common, keras_training
 
 def train(task: common.Task, clock: common.Clock) -> int:
     """See `common`."""
-    return keras_training.compile_and_fit(make_model(task.size), task, clock)
+    return keras_training.make_and_fit(make_model, task, clock)
 
 
 def make_model(size: sizes.Size) -> keras.Model:

@@ -1,6 +1,6 @@
 """What the peers on Keras share: `fit` with a clock, an epoch's pipeline, and a loss over real tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import epoch_data
@@ -30,8 +30,13 @@ def fit_dataset(model: keras.Model, data: tf.data.Dataset, clock: common.Clock |
     model.fit(data, verbose=0, callbacks=[ticks])
 
 
-def compile_and_fit(model: keras.Model, task: common.Task, clock: common.Clock) -> int:
-    """Compiles a functional model of (source, target), trains it, and counts its parameters."""
+def make_and_fit(
+    make_model: Callable[[sizes.Size], keras.Model], task: common.Task, clock: common.Clock
+) -> int:
+    """Makes and compiles a functional model of (source, target), trains it, and counts its parameters."""
+    if device.BFLOAT16:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    model = make_model(task.size)
     _compile(model)
     source, target, labels = (np.array(rows, "int32") for rows in task.training_batch())
     if task.size.kind == "captioner":

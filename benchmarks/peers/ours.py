@@ -20,7 +20,7 @@ BATCH_TOKENS = 1240  # padding included: batches of 64 pairs of Multi30k in the 
 def train(task: common.Task, clock: common.Clock) -> int:
     """See `common`."""
     model = make_model(task.size)
-    model.compile(keras.optimizers.Adam(1e-3))
+    model.compile(keras.optimizers.Adam(1e-3), product_dtype="bfloat16" if device.BFLOAT16 else None)
     source, target, labels = (np.array(rows, "int32") for rows in task.training_batch())
     if task.size.kind == "captioner":
         source = keras_training.random_features(task)

@@ -34,7 +34,9 @@ def take_steps(
     for batch in batches:
         source, target, labels = (rows.to(place) for rows in batch)
         optimizer.zero_grad()
-        masked_crossentropy(predict(source, target), labels).backward()
+        with torch.autocast(place.type, torch.bfloat16, enabled=device.BFLOAT16):
+            logits = predict(source, target)
+        masked_crossentropy(logits.float(), labels).backward()
         optimizer.step()
         device.wait_for_torch()
         clock.tick()

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from attention_zoo.layers.dense import Dense
+from attention_zoo.ops.linear import bfloat16_products, linear
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def rounded(x):
+    """To 8 significant bits, the nearest, by arithmetic of float32."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.round(mantissa * 256) / 256, exponent)
+
+
+def product_and_gradients(x, weight, upstream, in_rows, active=True):
+    @tf.function(jit_compile=True)
+    def compute(x, weight, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch([x, weight])
+            with bfloat16_products(active):
+                product = linear(x, weight, in_rows)
+            loss = tf.reduce_sum(tf.cast(product, "float32") * upstream)
+        return product, *tape.gradient(loss, [x, weight])
+
+    return compute(*[tf.convert_to_tensor(value) for value in (x, weight, upstream)])
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (2, 3, 4), (2, 1, 3, 4)])
+def test_any_rank(shape):
+    x, weight = random(*shape), random(4, 5, seed=1)
+    np.testing.assert_allclose(linear(x, weight), x @ weight, atol=1e-6)
+    np.testing.assert_allclose(linear(x, weight.T, in_rows=True), x @ weight, atol=1e-6)
+
+
+# Sizes of 1 and odd ones are those for which XLA might take another way.
+@pytest.mark.parametrize(
+    ("batch", "length", "width", "units"), [(2, 32, 64, 40), (1, 1, 64, 6), (3, 1, 5, 7), (1, 2, 2, 1)]
+)
+@pytest.mark.parametrize("in_rows", [False, True])
+def test_products_of_rounded_numbers(batch, length, width, units, in_rows):
+    x, weight, upstream = (
+        random(batch, length, width),
+        random(width, units, seed=1),
+        random(batch, length, units, seed=2),
+    )
+    given = weight.T if in_rows else weight
+    product, for_x, for_weight = product_and_gradients(x, given, upstream, in_rows)
+    np.testing.assert_allclose(product, rounded(x) @ rounded(weight), atol=2e-5)
+    np.testing.assert_allclose(for_x, rounded(upstream) @ rounded(weight).T, atol=2e-5)
+    expected = np.einsum("bti,btj->ij", x, upstream)
+    np.testing.assert_allclose(for_weight, expected.T if in_rows else expected, atol=2e-5)
+    assert product.dtype == for_x.dtype == for_weight.dtype == "float32"
+
+
+def test_only_within_the_scope_and_while_it_is_active():
+    x, weight, upstream = random(4, 6), random(6, 8, seed=1), random(4, 8, seed=2)
+    product, for_x, _ = product_and_gradients(x, weight, upstream, False, active=False)
+    np.testing.assert_allclose(product, x @ weight, atol=1e-6)
+    np.testing.assert_allclose(for_x, upstream @ weight.T, atol=1e-6)
+    with bfloat16_products(), bfloat16_products(False):
+        pass
+    np.testing.assert_allclose(linear(x, weight), x @ weight, atol=1e-6)
+    assert (
+        np.abs(rounded(x) @ rounded(weight) - x @ weight).max() > 1e-3
+    )  # which the others would have missed
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_keeps_its_dtype(dtype):
+    x, weight, upstream = random(4, 6), random(6, 8, seed=1), random(4, 8, seed=2)
+    results = product_and_gradients(ops.cast(x, dtype), ops.cast(weight, dtype), upstream, False)
+    assert all(result.dtype == dtype for result in results)
+    expected = x @ weight, upstream @ weight.T, x.T @ upstream
+    for result, value in zip(results, expected, strict=True):
+        np.testing.assert_allclose(ops.cast(result, "float32"), value, atol=0.1)
+
+
+def test_the_program_multiplies_numbers_of_bfloat16():
+    @tf.function(jit_compile=True)
+    def multiply(x, weight):
+        with bfloat16_products():
+            return linear(x, weight)
+
+    arguments = tf.ones((64, 128)), tf.ones((128, 128))
+    program = multiply.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
+    (product,) = [line for line in program.splitlines() if " dot(" in line]
+    assert " = f32[64,128]" in product
+    assert program.count(" = bf16[") >= 2  # both operands
+
+
+def test_dense_is_that_of_keras():
+    layer = Dense(5, activation="relu")
+    x = random(2, 3, 4)
+    output = layer(x)
+    np.testing.assert_allclose(
+        output, np.maximum(x @ layer.kernel.numpy() + layer.bias.numpy(), 0), atol=1e-6
+    )
+    assert Dense(2, use_bias=False)(x).shape == (2, 3, 2)
