@@ -217,8 +217,12 @@ class TeacherForcing(keras.Model):
                 results = self._evaluate(x, y, sample_weight, training=True)
             loss = self.optimizer.scale_loss(results["loss"] * ops.cast(share, results["loss"].dtype))
         gradients = tape.gradient(loss, self.trainable_weights)
-        # Embedding gradients come as slices, which cannot leave a compiled function.
-        return results, [tf.convert_to_tensor(gradient) for gradient in gradients]
+        # Embedding gradients come as slices, which cannot leave a compiled function; and none for weights that
+        # a batch does not need, as those of queries where there is one place to look at.
+        return results, [
+            tf.zeros(weight.shape, weight.dtype) if gradient is None else tf.convert_to_tensor(gradient)
+            for weight, gradient in zip(self.trainable_weights, gradients, strict=True)
+        ]
 
     def _evaluate(self, x: Any, y: Any, sample_weight: Any, training: bool = False) -> dict[str, Any]:
         """Loss, and what the metrics need, which are about the reference only: runs compiled."""

@@ -119,6 +119,23 @@ def test_name_of_a_loss_is_refused():
         make_model().compile(loss="mse")
 
 
+def test_a_batch_of_single_tokens_trains():
+    """Attention to a single place is 1, whatever the weights of queries and keys."""
+    model = distributed.make_transformer()
+    model.build()
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+    before = [weight.numpy() for weight in model.trainable_weights]
+    token = np.array([[5]], "int32")
+    model.train_on_batch({"source": token, "target": token}, token)
+    changed = {
+        weight.path
+        for weight, old in zip(model.trainable_weights, before, strict=True)
+        if np.any(weight.numpy() != old)
+    }
+    assert any("value_kernel" in path for path in changed)
+    assert not any("query_kernel" in path or "key_kernel" in path for path in changed)
+
+
 def test_losses_of_layers_are_added():
     model = make_model(loss=MaskedCrossentropy(), metrics=[], run_eagerly=True)
     batch = make_batch()

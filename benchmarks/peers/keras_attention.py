@@ -64,7 +64,7 @@ class PositionalEmbedding(keras.layers.Layer):
 
     def call(self, ids: Any) -> Any:
         """(B, T) -> (B, T, D)."""
-        positions = ops.convert_to_tensor(self.positions)[: ops.shape(ids)[1]]
+        positions = ops.convert_to_tensor(self.positions, self.compute_dtype)[: ops.shape(ids)[1]]
         return self.embedding(ids) * self.units**0.5 + positions
 
     def compute_mask(self, ids: Any, previous_mask: Any = None) -> Any:
