@@ -71,10 +71,11 @@ class TeacherForcing(keras.Model):
                 lambda times the `expected_risk` of the candidates, averaged over the sources, each weighted
                 by the tokens of its reference. Each batch must have candidates (`RiskBatches` makes them).
                 For a model that is trained already.
-            product_dtype: "bfloat16" rounds to it, in training only, what is multiplied by the weights in the
-                forward pass, and the gradients that go back through them. Everything else, sums, activations,
-                weights and their gradients, keeps its dtype. Faster on CPUs with instructions for bfloat16.
-                None rounds nothing, and so does a model that runs eagerly.
+            product_dtype: "bfloat16" rounds to it, in training only, what is multiplied by the weights of
+                projections, feed-forward layers and logits, and the gradients that go back through them. All
+                else, sums, activations, weights and their gradients, recurrent cells, keeps its dtype. Faster
+                on CPUs with instructions for bfloat16. None rounds nothing, nor does a model that runs
+                eagerly.
             **kwargs: As in `keras.Model.compile`.
 
         Raises:
@@ -217,8 +218,8 @@ class TeacherForcing(keras.Model):
                 results = self._evaluate(x, y, sample_weight, training=True)
             loss = self.optimizer.scale_loss(results["loss"] * ops.cast(share, results["loss"].dtype))
         gradients = tape.gradient(loss, self.trainable_weights)
-        # Embedding gradients come as slices, which cannot leave a compiled function; and none for weights that
-        # a batch does not need, as those of queries where there is one place to look at.
+        # Embedding gradients come as slices, which cannot leave a compiled function. Weights that a batch
+        # does not need have none, such as those of queries where there is one place to look at.
         return results, [
             tf.zeros(weight.shape, weight.dtype) if gradient is None else tf.convert_to_tensor(gradient)
             for weight, gradient in zip(self.trainable_weights, gradients, strict=True)
