@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 from small_recipe import load
 
+from attention_zoo.models import EncoderDecoder
 from attention_zoo.models.saving import load as az_load
 from attention_zoo.schedules import CooldownSchedule, InverseSquareRootSchedule
 from attention_zoo.training import run
@@ -293,21 +294,44 @@ class TestPrecision:
         yield "float64"
         keras.config.set_dtype_policy(before)
 
-    @pytest.mark.parametrize("name", ["float32", "mixed_bfloat16", "mixed_float16"])
-    def test_for_the_time_of_a_run(self, name, policy):
-        with run._precision(name):
+    @pytest.mark.parametrize(
+        ("precision", "name"),
+        [
+            ("float32", "float32"),
+            ("bfloat16_products", "float32"),
+            ("mixed_bfloat16", "mixed_bfloat16"),
+            ("mixed_float16", "mixed_float16"),
+        ],
+    )
+    def test_for_the_time_of_a_run(self, precision, name, policy):
+        with run._dtype_policy(precision):
             assert keras.config.dtype_policy().name == name
             assert keras.layers.Dense(1).dtype_policy.name == name
         assert keras.config.dtype_policy().name == policy
 
+    @pytest.mark.parametrize(
+        ("precision", "dtype"), [("bfloat16_products", "bfloat16"), ("float32", None), ("null", None)]
+    )
+    def test_dtype_of_products(self, precision, dtype, tmp_path, monkeypatch):
+        class Stop(Exception):
+            pass
+
+        def compile_model(model, **arguments):
+            raise Stop(arguments["product_dtype"])
+
+        monkeypatch.setattr(EncoderDecoder, "compile", compile_model)
+        with pytest.raises(Stop) as stop:
+            run.train(load(tmp_path, f"training.precision={precision}"))
+        assert stop.value.args == (dtype,)
+
     def test_none_changes_nothing(self, policy):
-        with run._precision(None):
+        with run._dtype_policy(None):
             assert keras.config.dtype_policy().name == policy
         assert keras.config.dtype_policy().name == policy
 
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
     def test_comes_back_after_an_error(self, error, policy):
-        with pytest.raises(error), run._precision("mixed_float16"):
+        with pytest.raises(error), run._dtype_policy("mixed_float16"):
             raise error
         assert keras.config.dtype_policy().name == policy
 
