@@ -57,10 +57,8 @@ class Peer:
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-BFLOAT16 = {"BENCHMARK_BFLOAT16": "1"}
 PEERS = {
     report.OURS: Peer("Attention Zoo", "ours"),
-    report.OURS_BFLOAT16: Peer("Attention Zoo, bfloat16 products", "ours", None, BFLOAT16),
     report.LIMIT: Peer("product of matrices", "limit"),
     "keras_hub": Peer("KerasHub layers, jit", "keras_hub_layers", "keras_hub"),
     "keras_attention": Peer("keras.layers.MultiHeadAttention, jit", "keras_attention", "keras"),
@@ -68,30 +66,30 @@ PEERS = {
     "torch_transformer": Peer("torch.nn.Transformer, eager", "torch_transformer", "torch"),
     "torch_cell": Peer("PyTorch, loop over steps", "torch_cell", "torch"),
     "marian": Peer("transformers MarianMT, eager", "marian", "transformers"),
-    "keras_hub_bfloat16": Peer(
-        "KerasHub layers, jit, mixed_bfloat16", "keras_hub_layers", "keras_hub", BFLOAT16
-    ),
-    "keras_attention_bfloat16": Peer(
-        "keras.layers.MultiHeadAttention, jit, mixed_bfloat16", "keras_attention", "keras", BFLOAT16
-    ),
-    "keras_cell_bfloat16": Peer("Keras attention cell, jit, mixed_bfloat16", "keras_cell", "keras", BFLOAT16),
-    "torch_transformer_bfloat16": Peer(
-        "torch.nn.Transformer, eager, autocast to bfloat16", "torch_transformer", "torch", BFLOAT16
-    ),
-    "torch_cell_bfloat16": Peer(
-        "PyTorch, loop over steps, autocast to bfloat16", "torch_cell", "torch", BFLOAT16
-    ),
     "ctranslate2": Peer("CTranslate2 float32", "ctranslate2_model", "ctranslate2"),
     "ctranslate2_int8": Peer(
         "CTranslate2 int8", "ctranslate2_model", "ctranslate2", {"CT2_COMPUTE_TYPE": "int8"}
     ),
 }
+IN_BFLOAT16 = {  # those that train in it too, and how
+    report.OURS: "bfloat16 products",
+    "keras_hub": "mixed_bfloat16",
+    "keras_attention": "mixed_bfloat16",
+    "keras_cell": "mixed_bfloat16",
+    "torch_transformer": "autocast to bfloat16",
+    "torch_cell": "autocast to bfloat16",
+}
+PEERS |= {
+    f"{name}_bfloat16": dataclasses.replace(
+        PEERS[name], label=f"{PEERS[name].label}, {how}", environment={"BENCHMARK_BFLOAT16": "1"}
+    )
+    for name, how in IN_BFLOAT16.items()
+}
 TRANSFORMERS = [report.OURS, "keras_hub", "keras_attention", "torch_transformer", "marian"]
 RECURRENT = [report.OURS, "keras_cell", "torch_cell"]
 TRAINERS = {"T": TRANSFORMERS, "B": TRANSFORMERS, "R": RECURRENT, "C": RECURRENT}
 TRAINERS_IN_BFLOAT16 = {
-    size: [f"{name}_bfloat16" for name in names if f"{name}_bfloat16" in PEERS]
-    for size, names in TRAINERS.items()
+    size: [f"{name}_bfloat16" for name in names if name in IN_BFLOAT16] for size, names in TRAINERS.items()
 }
 EPOCHS = [report.OURS, "keras_hub", "keras_attention", "torch_transformer"]
 DECODERS = [report.OURS, "ctranslate2", "ctranslate2_int8", "keras_hub", "marian"]

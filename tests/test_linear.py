@@ -65,9 +65,8 @@ def test_only_within_the_scope_and_while_it_is_active():
     with bfloat16_products(), bfloat16_products(False):
         pass
     np.testing.assert_allclose(linear(x, weight), x @ weight, atol=1e-6)
-    assert (
-        np.abs(rounded(x) @ rounded(weight) - x @ weight).max() > 1e-3
-    )  # which the others would have missed
+    difference = rounded(x) @ rounded(weight) - x @ weight
+    assert np.abs(difference).max() > 1e-3  # which the others would have missed
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -70,8 +70,9 @@ def bfloat16_products(active: bool = True) -> Iterator[None]:
 
 def _rounds(x: Any, weight: Any) -> bool:
     """Whether the scope covers this product; one in float16 has been rounded already."""
-    dtypes = {keras.backend.standardize_dtype(value.dtype) for value in (x, weight)}
-    return getattr(_scope, "active", False) and dtypes <= {"float32", "bfloat16"}
+    return getattr(_scope, "active", False) and all(
+        keras.backend.standardize_dtype(value.dtype) in ("float32", "bfloat16") for value in (x, weight)
+    )
 
 
 def _bfloat16_product(x: Any, weight: Any, in_rows: bool) -> Any:
