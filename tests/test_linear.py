@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -39,7 +41,8 @@ def test_any_rank(shape):
 
 # Sizes of 1 and odd ones are those for which XLA might take another way.
 @pytest.mark.parametrize(
-    ("batch", "length", "width", "units"), [(2, 32, 64, 40), (1, 1, 64, 6), (3, 1, 5, 7), (1, 2, 2, 1)]
+    ("batch", "length", "width", "units"),
+    [(2, 32, 64, 40), (4, 8, 24, 100), (1, 1, 64, 6), (3, 1, 5, 7), (5, 5, 33, 3), (1, 2, 2, 1)],
 )
 @pytest.mark.parametrize("in_rows", [False, True])
 def test_products_of_rounded_numbers(batch, length, width, units, in_rows):
@@ -52,7 +55,7 @@ def test_products_of_rounded_numbers(batch, length, width, units, in_rows):
     product, for_x, for_weight = product_and_gradients(x, given, upstream, in_rows)
     np.testing.assert_allclose(product, rounded(x) @ rounded(weight), atol=2e-5)
     np.testing.assert_allclose(for_x, rounded(upstream) @ rounded(weight).T, atol=2e-5)
-    expected = np.einsum("bti,btj->ij", x, upstream)
+    expected = np.einsum("bti,btj->ij", rounded(x), rounded(upstream))
     np.testing.assert_allclose(for_weight, expected.T if in_rows else expected, atol=2e-5)
     assert product.dtype == for_x.dtype == for_weight.dtype == "float32"
 
@@ -79,17 +82,21 @@ def test_half_precision_keeps_its_dtype(dtype):
         np.testing.assert_allclose(ops.cast(result, "float32"), value, atol=0.1)
 
 
-def test_the_program_multiplies_numbers_of_bfloat16():
+@pytest.mark.parametrize("in_rows", [False, True])
+def test_the_program_multiplies_numbers_of_bfloat16(in_rows):
     @tf.function(jit_compile=True)
-    def multiply(x, weight):
-        with bfloat16_products():
-            return linear(x, weight)
+    def compute(x, weight, upstream):
+        with tf.GradientTape() as tape, bfloat16_products():
+            tape.watch([x, weight])
+            product = linear(x, weight, in_rows)
+        return product, tape.gradient(product, [x, weight], upstream)
 
-    arguments = tf.ones((64, 128)), tf.ones((128, 128))
-    program = multiply.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
-    (product,) = [line for line in program.splitlines() if " dot(" in line]
-    assert " = f32[64,128]" in product
-    assert program.count(" = bf16[") >= 2  # both operands
+    weight = tf.ones((96, 128) if in_rows else (128, 96))
+    arguments = tf.ones((64, 128)), weight, tf.ones((64, 96))
+    program = compute.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
+    types = dict(re.findall(r"%?([\w.-]+) = (\w+)\[", program))
+    products = re.findall(r" = f32\[.* dot\(%?([\w.-]+), %?([\w.-]+)\)", program)
+    assert [[types[operand] for operand in product] for product in products] == [["bf16", "bf16"]] * 3
 
 
 def test_dense_is_that_of_keras():
