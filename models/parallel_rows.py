@@ -32,7 +32,7 @@ def count_parts(decoder: keras.layers.Layer, rows: int, hypotheses: int = 1) -> 
     most = min(rows, rows * hypotheses // SMALLEST_PART)
     if most < 2 or _largest_matrix(decoder) > LARGEST_MATRIX:
         return 1
-    most = min(most, _cores())
+    most = min(most, parts_at_once())
     return next((parts for parts in range(most, 1, -1) if rows % parts == 0), 1)
 
 
@@ -72,7 +72,7 @@ def _largest_matrix(decoder: keras.layers.Layer) -> int:
     return max(math.prod(shape) for shape in shapes if decoder.vocabulary_size not in shape)
 
 
-def _cores() -> int:
+def parts_at_once() -> int:
     """How many parts TensorFlow computes at the same time."""
     if tf.config.list_logical_devices("GPU"):
         return 1

@@ -1,5 +1,6 @@
 """Training by teacher forcing: compiled, on one device or on many."""
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from keras import ops
 from attention_zoo.losses import MaskedCrossentropy, expected_risk, token_weights
 from attention_zoo.metrics import Perplexity, TokenAccuracy, TokenMetric
 from attention_zoo.models import replicas
+from attention_zoo.models.halves import DropoutStates, can_be_halved
 from attention_zoo.ops.linear import bfloat16_products
+from attention_zoo.ops.seeds import part_of_batch
 from attention_zoo.schedules import InverseSquareRootSchedule
 
 logger = logging.getLogger("attention_zoo")
@@ -28,7 +31,8 @@ class TeacherForcing(keras.Model):
 
     Forward and backward run in one XLA-compiled function; the optimizer applies the gradients outside it,
     which is what lets the same step run in every replica of a tf.distribute strategy. The loss is the mean
-    over the real tokens of the whole batch, in however many parts it is computed.
+    over the real tokens of the whole batch, in however many parts it is computed: on a CPU of several cores,
+    in two halves at the same time.
 
     Raises:
         ValueError: In `fit` and `evaluate`, if batches have another structure or other shapes.
@@ -62,7 +66,8 @@ class TeacherForcing(keras.Model):
             metrics: Default: `TokenAccuracy` and `Perplexity`.
             jit_compile: Whether forward and backward are compiled with XLA, on CPU too.
             micro_batches: Parts that a batch (under tf.distribute, each replica's share) is computed in, one
-                after the other, to save memory. The update is that of the whole batch.
+                after the other, to save memory. The update is that of the whole batch. 1 allows for halves at
+                the same time.
             r_drop: alpha of R-Drop, 5 in the paper; 0 for none. Each batch is passed through the model twice,
                 with other dropout, and the two predictions P and Q of a token are drawn together:
                 loss = (loss(P) + loss(Q)) / 2 + alpha / 4 (KL(P || Q) + KL(Q || P)), half of the paper's. A
@@ -130,6 +135,7 @@ class TeacherForcing(keras.Model):
                 "product_dtype": product_dtype, **kwargs
             },
             loss=_loss_function(loss),
+            adds_up=not isinstance(loss, keras.losses.Loss) or isinstance(loss, MaskedCrossentropy),
             token_metrics=[metric for metric in metrics if isinstance(metric, TokenMetric)],
             needs_logits=bool(others or kwargs.get("weighted_metrics")),
             xla=bool(jit_compile) and not self.run_eagerly,
@@ -138,8 +144,13 @@ class TeacherForcing(keras.Model):
             risk=risk,
             product_dtype=product_dtype,
         )  # fmt: skip
-        if micro_batches > 1 or self._is_distributed:
-            _check_adds_up(loss)
+        if (micro_batches > 1 or self._is_distributed) and not self._objective.adds_up:
+            raise ValueError(
+                "compile: expected a loss that is averaged over the tokens where a batch is computed in "
+                f"parts (on several replicas or as micro-batches), received a {type(loss).__name__}, which "
+                "averages in its own way; take MaskedCrossentropy, or a function of (labels, logits) to "
+                "(B, T)"
+            )
         if self._is_distributed:
             replicas.prepare_optimizer(self.optimizer, self.distribute_strategy)
             if self.steps_per_execution != 1:
@@ -190,21 +201,30 @@ class TeacherForcing(keras.Model):
         """One step of training; called by `fit`, and under tf.distribute by each replica."""
         batch = _unpack(data)
         _check_candidates(batch[0], self._objective.risk)
-        parts = replicas.split_rows(batch, self._objective.micro_batches)
+        dropout = DropoutStates(self) if self._in_halves(batch[1].shape[0]) else None
+        parts = replicas.split_rows(batch, 2 if dropout else self._objective.micro_batches)
         # A mean over the tokens of a part counts as much as its share of all tokens, so that the update is
         # the same in whatever parts the batch is computed.
         tokens = [ops.sum(token_weights(_reference(y), sample_weight)) for _, y, sample_weight in parts]
         all_tokens = replicas.sum_over_replicas(sum(tokens))
         gradients = None
-        for part, count in zip(parts, tokens, strict=True):
+        for number, (part, count) in enumerate(zip(parts, tokens, strict=True)):
             share = ops.divide_no_nan(count, all_tokens)
-            results, more = self._objective.forward_backward(*part, share)
+            half = (tf.constant(number), dropout.read()) if dropout else None
+            results, more = self._objective.forward_backward(*part, share, half)
             gradients = more if gradients is None else [a + b for a, b in zip(gradients, more, strict=True)]
             _, y, sample_weight = part
             logs = self._update_metrics(y, sample_weight, count, results)
+        if dropout:
+            dropout.advance(results["drawn"])
         # Summed before the optimizer clips them or looks for infinities, which it does on each replica.
         self.optimizer.apply(replicas.sum_over_replicas(gradients), self.trainable_variables)
         return logs
+
+    def _in_halves(self, rows: int | None) -> bool:
+        """Whether to compute two halves of a batch at the same time."""
+        at_once = self._objective.xla and self._objective.micro_batches == 1 and not self._is_distributed
+        return at_once and self._objective.adds_up and can_be_halved(self, rows)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """One step of evaluation; called by `evaluate`, and by `fit` for validation data."""
@@ -212,15 +232,19 @@ class TeacherForcing(keras.Model):
         tokens = ops.sum(token_weights(_reference(y), sample_weight))
         return self._update_metrics(y, sample_weight, tokens, self._objective.forward(x, y, sample_weight))
 
-    def _gradients(self, x: Any, y: Any, sample_weight: Any, share: Any) -> tuple[dict[str, Any], list[Any]]:
+    def _gradients(
+        self, x: Any, y: Any, sample_weight: Any, share: Any, half: tuple[Any, Any] | None
+    ) -> tuple[dict[str, Any], list[Any]]:
+        rounding = bfloat16_products(self._objective.product_dtype is not None and not tf.executing_eagerly())
+        drawing = part_of_batch(*half, DropoutStates(self).generators) if half else contextlib.nullcontext([])
         with tf.GradientTape() as tape:
-            with bfloat16_products(self._objective.product_dtype is not None and not tf.executing_eagerly()):
+            with rounding, drawing as drawn:
                 results = self._evaluate(x, y, sample_weight, training=True)
             loss = self.optimizer.scale_loss(results["loss"] * ops.cast(share, results["loss"].dtype))
         gradients = tape.gradient(loss, self.trainable_weights)
         # Embedding gradients come as slices, which cannot leave a compiled function. Weights that a batch
         # does not need have none, such as those of queries where there is one place to look at.
-        return results, [
+        return {**results, "drawn": tf.constant(drawn, "uint32")}, [
             tf.zeros(weight.shape, weight.dtype) if gradient is None else tf.convert_to_tensor(gradient)
             for weight, gradient in zip(self.trainable_weights, gradients, strict=True)
         ]
@@ -356,6 +380,7 @@ class _Objective:
         self,
         arguments: dict[str, Any],
         loss: Callable,
+        adds_up: bool,
         token_metrics: list[TokenMetric],
         needs_logits: bool,
         xla: bool,
@@ -366,6 +391,8 @@ class _Objective:
     ) -> None:
         self.arguments = arguments
         self.loss = loss
+        # Whether the loss of a batch is known from those of its parts.
+        self.adds_up = adds_up
         # Our metrics are sums, made inside the compiled function; only others need the logits.
         self.token_metrics = token_metrics
         self.needs_logits = needs_logits
@@ -432,16 +459,6 @@ def _disagreement(logits: Any, weights: Any) -> Any:
 
 
 _PARTS = "attention_zoo_parts"  # in a batch that is shared out: (x, y) with a first axis of length 1
-
-
-def _check_adds_up(loss: Any) -> None:
-    """Raises ValueError unless the loss of a batch is known from those of its parts."""
-    if isinstance(loss, keras.losses.Loss) and not isinstance(loss, MaskedCrossentropy):
-        raise ValueError(
-            "compile: expected a loss that is averaged over the tokens where a batch is computed in parts "
-            f"(on several replicas or as micro-batches), received a {type(loss).__name__}, which averages in "
-            "its own way; take MaskedCrossentropy, or a function of (labels, logits) to (B, T)"
-        )
 
 
 def _unpack(data: Any) -> tuple[Any, Any, Any]:

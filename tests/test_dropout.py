@@ -6,8 +6,6 @@ import pytest
 import tensorflow as tf
 
 from attention_zoo.layers.dropout import Dropout
-from attention_zoo.ops.random import replica_seed
-from attention_zoo.training import strategies
 
 N = 2**16
 
@@ -183,22 +181,3 @@ def test_round_trip_and_masking(tmp_path):
 def test_a_wrong_rate_is_refused(rate):
     with pytest.raises(ValueError, match="between 0 and 1"):
         Dropout(rate)
-
-
-def test_seed_is_kept_where_there_are_no_replicas():
-    seed = tf.constant([3, 4])
-    assert replica_seed(seed) is seed
-    with strategies.strategy("one_device").scope():
-        assert replica_seed(seed) is seed
-    with strategies.strategy("mirrored").scope():  # made here, but run on no replica
-        assert replica_seed(seed) is seed
-
-
-def test_first_replica_keeps_the_seed_and_the_second_has_its_own():
-    mirrored = strategies.strategy("mirrored")
-    seed = tf.constant([3, 4])
-    seeds = tf.function(lambda: mirrored.experimental_local_results(mirrored.run(replica_seed, (seed,))))()
-    first, second = (seed.numpy().tolist() for seed in seeds)
-    assert first == [3, 4]
-    assert second[1] == 4
-    assert second[0] > 2**20  # no number of a layer

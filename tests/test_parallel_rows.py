@@ -25,7 +25,7 @@ def model():
 @pytest.fixture
 def set_cores(monkeypatch):
     monkeypatch.setattr(parallel_rows, "SMALLEST_PART", 1)
-    return lambda count: monkeypatch.setattr(parallel_rows, "_cores", lambda: count)
+    return lambda count: monkeypatch.setattr(parallel_rows, "parts_at_once", lambda: count)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -75,12 +75,12 @@ def test_no_part_waits_for_another(model):
     ],
 )
 def test_count(model, monkeypatch, cores, rows, hypotheses, parts):
-    monkeypatch.setattr(parallel_rows, "_cores", lambda: cores)
+    monkeypatch.setattr(parallel_rows, "parts_at_once", lambda: cores)
     assert parallel_rows.count_parts(model.decoder, rows, hypotheses) == parts
 
 
 def test_large_products_are_shared_out_already(monkeypatch):
-    monkeypatch.setattr(parallel_rows, "_cores", lambda: 2)
+    monkeypatch.setattr(parallel_rows, "parts_at_once", lambda: 2)
     counts = []
     for units in (2**15, 2**15 + 1):  # times 8
         sizes = {**SIZES, "feed_forward_units": units}

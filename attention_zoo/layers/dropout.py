@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from attention_zoo.ops import random
+from attention_zoo.ops import random, seeds
 
 
 @keras.saving.register_keras_serializable(package="attention_zoo")
@@ -93,7 +93,7 @@ class Dropout(keras.layers.Layer):
 
     def draw_seed(self) -> Any:
         """The seed of one mask, integer (2,): another one each time, and on each replica."""
-        return random.replica_seed(self.seed_generator.next())
+        return seeds.replica_seed(seeds.next_seed(self.seed_generator))
 
     @property
     def _scale(self) -> float:
@@ -103,6 +103,8 @@ class Dropout(keras.layers.Layer):
         """Draws which entries to keep: boolean, of the given shape."""
         size = functools.reduce(operator.mul, shape, 1)
         index = ops.cast(ops.arange(size, dtype="int32"), "uint32")
+        if self.noise_shape is None or self.noise_shape[:1] != (1,):  # else all rows share theirs
+            index = index + seeds.entries_before(size)
         return ops.reshape(random.keep_mask(self.rate, self.draw_seed(), index), shape)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from attention_zoo.ops import random
+from attention_zoo.ops import random, seeds
 
 # From this many keys on a layer that may choose should choose this function. Peak memory and seconds of a
 # forward and backward pass, materialised -> in chunks, 8 heads x 64, batch 1, two cores without XLA
@@ -93,6 +93,7 @@ def attend_in_chunks(
         causal=causal,
         dropout=dropout,
         seed=seed,
+        first_row=seeds.entries_before(batch * heads),
         scale=width**-0.5 if scale is None else scale,
     )
 
@@ -274,6 +275,7 @@ class _Tiles:
     causal: bool
     dropout: float
     seed: Any
+    first_row: Any  # of the B * H rows of weights, among those of the whole batch
     scale: float
 
     def keys_seen(self, i: Any) -> Any:
@@ -326,6 +328,7 @@ class _Tiles:
             ops.cast(x, "uint32")
             for x in (row, target, self.source.positions(j), self.target.length, self.source.length)
         )
+        row = row + self.first_row
         keep = random.keep_mask(self.dropout, self.seed, (row * length + target) * width + source)
         factor = 1.0 / (1.0 - self.dropout) if self.dropout < 1 else 0.0
         return lambda x: ops.where(keep, x * factor, 0.0)

@@ -6,7 +6,6 @@ in which the indices are asked for, compiled or not.
 
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -51,27 +50,6 @@ def keep_mask(rate: float, seed: Any, index: Any) -> Any:
     """
     threshold = min(round(rate * 2**32), 2**32 - 1)
     return ops.greater_equal(random_bits(seed, index), np.uint32(threshold))
-
-
-def replica_seed(seed: Any) -> Any:
-    """Makes a seed that all replicas share each replica's own; that of the first stays as it is.
-
-    Args:
-        seed: Integer (2,), see `random_bits`.
-
-    Returns:
-        Integer (2,); the seed itself where there are no replicas.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return seed
-    import tensorflow as tf  # tf.distribute is TensorFlow's alone
-
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return seed
-    replica = ops.cast(context.replica_id_in_sync_group, "uint32")
-    # Far from the small numbers that layers and calls are counted with.
-    return ops.cast(seed, "uint32") + ops.stack([replica * np.uint32(0x9E3779B1), np.uint32(0)])
 
 
 def _hash(x: Any) -> Any:
