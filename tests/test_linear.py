@@ -19,17 +19,18 @@ def rounded(x):
     return np.ldexp(np.round(mantissa * 256) / 256, exponent)
 
 
-def product_and_gradients(x, weight, upstream, in_rows, active=True):
+def product_and_gradients(x, weight, upstream, in_rows=False, active=True, bias=None):
     @tf.function(jit_compile=True)
-    def compute(x, weight, upstream):
+    def compute(upstream, *inputs):
         with tf.GradientTape() as tape:
-            tape.watch([x, weight])
+            tape.watch(inputs)
             with bfloat16_products(active):
-                product = linear(x, weight, in_rows)
+                product = linear(*inputs, in_rows=in_rows)
             loss = tf.reduce_sum(tf.cast(product, "float32") * upstream)
-        return product, *tape.gradient(loss, [x, weight])
+        return product, *tape.gradient(loss, inputs)
 
-    return compute(*[tf.convert_to_tensor(value) for value in (x, weight, upstream)])
+    values = (upstream, x, weight) if bias is None else (upstream, x, weight, bias)
+    return compute(*[tf.convert_to_tensor(value) for value in values])
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (2, 3, 4), (2, 1, 3, 4)])
@@ -37,6 +38,9 @@ def test_any_rank(shape):
     x, weight = random(*shape), random(4, 5, seed=1)
     np.testing.assert_allclose(linear(x, weight), x @ weight, atol=1e-6)
     np.testing.assert_allclose(linear(x, weight.T, in_rows=True), x @ weight, atol=1e-6)
+    bias = random(5, seed=2)
+    np.testing.assert_allclose(linear(x, weight, bias), x @ weight + bias, atol=1e-6)
+    np.testing.assert_allclose(linear(x, weight.T, bias, in_rows=True), x @ weight + bias, atol=1e-6)
 
 
 # Sizes of 1 and odd ones are those for which XLA might take another way.
@@ -46,14 +50,20 @@ def test_any_rank(shape):
 )
 @pytest.mark.parametrize("in_rows", [False, True])
 def test_products_of_rounded_numbers(batch, length, width, units, in_rows):
-    x, weight, upstream = (
+    x, weight, upstream, bias = (
         random(batch, length, width),
         random(width, units, seed=1),
         random(batch, length, units, seed=2),
+        random(units, seed=3),
     )
     given = weight.T if in_rows else weight
     product, for_x, for_weight = product_and_gradients(x, given, upstream, in_rows)
     np.testing.assert_allclose(product, rounded(x) @ rounded(weight), atol=2e-5)
+    with_bias, *others, for_bias = product_and_gradients(x, given, upstream, in_rows, bias=bias)
+    np.testing.assert_allclose(with_bias, product + bias, atol=1e-6)
+    for gradient, other in zip(others, (for_x, for_weight), strict=True):
+        np.testing.assert_allclose(gradient, other, atol=1e-6)
+    np.testing.assert_allclose(for_bias, rounded(upstream).sum((0, 1)), atol=2e-5)
     np.testing.assert_allclose(for_x, rounded(upstream) @ rounded(weight).T, atol=2e-5)
     expected = np.einsum("bti,btj->ij", rounded(x), rounded(upstream))
     np.testing.assert_allclose(for_weight, expected.T if in_rows else expected, atol=2e-5)
@@ -62,7 +72,7 @@ def test_products_of_rounded_numbers(batch, length, width, units, in_rows):
 
 def test_only_within_the_scope_and_while_it_is_active():
     x, weight, upstream = random(4, 6), random(6, 8, seed=1), random(4, 8, seed=2)
-    product, for_x, _ = product_and_gradients(x, weight, upstream, False, active=False)
+    product, for_x, _ = product_and_gradients(x, weight, upstream, active=False)
     np.testing.assert_allclose(product, x @ weight, atol=1e-6)
     np.testing.assert_allclose(for_x, upstream @ weight.T, atol=1e-6)
     with bfloat16_products(), bfloat16_products(False):
@@ -75,7 +85,7 @@ def test_only_within_the_scope_and_while_it_is_active():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_keeps_its_dtype(dtype):
     x, weight, upstream = random(4, 6), random(6, 8, seed=1), random(4, 8, seed=2)
-    results = product_and_gradients(ops.cast(x, dtype), ops.cast(weight, dtype), upstream, False)
+    results = product_and_gradients(ops.cast(x, dtype), ops.cast(weight, dtype), upstream)
     assert all(result.dtype == dtype for result in results)
     expected = x @ weight, upstream @ weight.T, x.T @ upstream
     for result, value in zip(results, expected, strict=True):
@@ -88,7 +98,7 @@ def test_the_program_multiplies_numbers_of_bfloat16(in_rows):
     def compute(x, weight, upstream):
         with tf.GradientTape() as tape, bfloat16_products():
             tape.watch([x, weight])
-            product = linear(x, weight, in_rows)
+            product = linear(x, weight, in_rows=in_rows)
         return product, tape.gradient(product, [x, weight], upstream)
 
     weight = tf.ones((96, 128) if in_rows else (128, 96))

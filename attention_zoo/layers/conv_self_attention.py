@@ -151,11 +151,12 @@ class ConvSelfAttention(keras.layers.Layer):
 
     def _projected(self, x: Any, *names: str) -> Any:
         """The projections of these names, side by side: (B, S, D) -> (B, S, sum of the widths)."""
-        kernels = [ops.cast(getattr(self, f"{name}_kernel"), x.dtype) for name in names]
-        x = linear(x, ops.concatenate(kernels, axis=1))
-        if self.use_bias:
-            x = x + ops.concatenate([ops.cast(getattr(self, f"{name}_bias"), x.dtype) for name in names])
-        return x
+
+        def joined(kind: str) -> Any:
+            weights = [ops.cast(getattr(self, f"{name}_{kind}"), x.dtype) for name in names]
+            return ops.concatenate(weights, axis=-1)
+
+        return linear(x, joined("kernel"), joined("bias") if self.use_bias else None)
 
     def _check_mask(self, x: Any, mask: Any) -> None:
         if mask is None:

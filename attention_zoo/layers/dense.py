@@ -20,7 +20,5 @@ class Dense(keras.layers.Dense):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Applies the layer: (..., D) -> (..., units)."""
-        x = linear(inputs, self.kernel)
-        if self.bias is not None:
-            x = x + self.bias
+        x = linear(inputs, self.kernel, self.bias)
         return x if self.activation is None else self.activation(x)

@@ -104,7 +104,8 @@ class SpatialAttention(Attention):
 
     def project_key(self, key: Any) -> Any:
         """W_z z + b: (B, S, Dk) -> (B, S, U)."""
-        return linear(key, ops.cast(self.W_z, self.compute_dtype)) + ops.cast(self.b, self.compute_dtype)
+        W, b = (ops.cast(weight, self.compute_dtype) for weight in (self.W_z, self.b))
+        return linear(key, W, b)
 
     def compute_scores(self, query: Any, key: Any) -> Any:
         """(B, T, U), (B, S, U) -> float32 (B, T, S)."""

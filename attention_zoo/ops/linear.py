@@ -11,8 +11,8 @@ from keras import ops
 _scope = threading.local()
 
 
-def linear(x: Any, weight: Any, in_rows: bool = False) -> Any:
-    """Applies a matrix to the last axis, `x W`, as one product of two matrices.
+def linear(x: Any, weight: Any, bias: Any = None, in_rows: bool = False) -> Any:
+    """Applies a matrix to the last axis, `x W + b`, as one product of two matrices.
 
     A product of a tensor of higher rank with a matrix is slower under XLA on a CPU when it is made by
     einsum, and when it is made by `keras.ops.matmul` its gradient does not compile inside a loop of
@@ -20,7 +20,8 @@ def linear(x: Any, weight: Any, in_rows: bool = False) -> Any:
 
     Args:
         x: (..., D).
-        weight: (D, U); with `in_rows` (U, D), for `x W'`.
+        weight: (D, U); with `in_rows` (U, D), for `x W' + b`.
+        bias: (U,), or None for zeros.
         in_rows: Whether what belongs to each output stands in a row of the matrix.
 
     Returns:
@@ -33,9 +34,10 @@ def linear(x: Any, weight: Any, in_rows: bool = False) -> Any:
     *axes, width = ops.shape(x)
     flat = ops.reshape(x, (-1, width))  # (N, D)
     if _rounds(flat, weight):
-        product = _bfloat16_product(flat, weight, in_rows)
+        product = _bfloat16_product(flat, weight, bias, in_rows)
     else:
         product = ops.matmul(flat, ops.transpose(weight) if in_rows else weight)
+        product = product if bias is None else product + bias
     return ops.reshape(product, (*axes, weight.shape[0 if in_rows else 1]))  # (..., U)
 
 
@@ -75,8 +77,8 @@ def _rounds(x: Any, weight: Any) -> bool:
     )
 
 
-def _bfloat16_product(x: Any, weight: Any, in_rows: bool) -> Any:
-    """`x W` or `x W'` of rounded numbers, (N, D) times (D, U) or (U, D), in the dtype of `x`."""
+def _bfloat16_product(x: Any, weight: Any, bias: Any, in_rows: bool) -> Any:
+    """`x W + b` or `x W' + b` of rounded x and W; (N, D), (D, U) or (U, D), and (U,) -> (N, U)."""
     import tensorflow as tf
 
     def multiply(x: Any, weight: Any, in_rows: bool) -> Any:
@@ -84,15 +86,25 @@ def _bfloat16_product(x: Any, weight: Any, in_rows: bool) -> Any:
         return tf.cast(tf.matmul(rounded, weight, transpose_b=in_rows, output_type=tf.float32), x.dtype)
 
     @tf.custom_gradient
-    def differentiable(x: Any, weight: Any) -> tuple[Any, Any]:
-        def gradient(upstream: Any) -> tuple[Any, Any]:
+    def differentiable(x: Any, weight: Any, *bias: Any) -> tuple[Any, Any]:
+        def gradient(upstream: Any) -> tuple[Any, ...]:
             left, right = (upstream, x) if in_rows else (x, upstream)
             for_weight = tf.cast(_bfloat16_product_of_columns(left, right), weight.dtype)
-            return multiply(upstream, weight, not in_rows), for_weight
+            for_bias = [_column_sums(upstream)] if bias else []
+            return multiply(upstream, weight, not in_rows), for_weight, *for_bias
 
-        return multiply(x, weight, in_rows), gradient
+        product = multiply(x, weight, in_rows)
+        return (product + bias[0] if bias else product), gradient
 
-    return differentiable(tf.convert_to_tensor(x), tf.convert_to_tensor(weight))
+    return differentiable(*(tf.convert_to_tensor(value) for value in (x, weight, bias) if value is not None))
+
+
+def _column_sums(x: Any) -> Any:
+    """(N, U) -> (U,), of rounded numbers: XLA is slow to add up columns of what it has just joined."""
+    import tensorflow as tf
+
+    ones = tf.ones((8, tf.shape(x)[0]), tf.bfloat16)  # as many as XLA computes at once
+    return tf.cast(tf.matmul(ones, tf.cast(x, tf.bfloat16), output_type=tf.float32)[0], x.dtype)
 
 
 def _bfloat16_product_of_columns(left: Any, right: Any) -> Any:
