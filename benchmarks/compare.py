@@ -147,7 +147,8 @@ def main() -> None:
             for size in sizes.SIZES
         }
         picture = arguments.output / f"benchmarks{arguments.suffix}.png"
-        print(plot.draw(samples, TRAINERS, decoding, labels, picture))
+        trainers = {size: [ours, report.OURS_BFLOAT16, *others] for size, (ours, *others) in TRAINERS.items()}
+        print(plot.draw(samples, trainers, decoding, labels, picture))
         return
     if arguments.command == "decode" and sizes.SIZES[arguments.size].kind != "transformer":
         parser.error(f"decode: expected size T or B, received {arguments.size}; no peer decodes the others")

@@ -1,10 +1,10 @@
 """The two halves of a training batch, computed at the same time on a CPU.
 
 XLA shares out each product of a step among the cores, which then wait for each other some hundred times in a
-small model's step. Half a batch each keeps both of them busy; more parts than two are not tried.
+small model's step. Half a batch each keeps two of them busy. (More parts than two have not been tried.)
 
-TensorFlow runs functions at the same time if none changes a variable. Of those that a step changes, the
-states of dropout are therefore handed to each half, and changed when both are through.
+TensorFlow runs functions at the same time if none of them changes a variable. The states of dropout are
+therefore handed to each half, and changed when both are through.
 """
 
 from typing import Any
@@ -19,12 +19,16 @@ from attention_zoo.models import parallel_rows
 def can_be_halved(model: keras.Model, rows: int | None) -> bool:
     """Whether to compute batches of so many rows (None: not known yet) in halves.
 
-    Not on a single core, nor with a GPU, and not if layers have variables that training changes in other ways
-    than by gradients, such as those of `BatchNormalization`, which need the whole batch.
+    Not on a single core, nor with a GPU, and not if a layer has variables that a step may change, other than
+    the states of `Dropout` here: those of `BatchNormalization`, which needs the whole batch, or of Keras's
+    own dropout.
     """
     if rows == 1 or parallel_rows.parts_at_once() < 2:
         return False
-    return not any(layer._non_trainable_variables for layer in model._flatten_layers())
+    return not any(
+        layer._non_trainable_variables or (layer._seed_generators and not isinstance(layer, Dropout))
+        for layer in model._flatten_layers()
+    )
 
 
 class DropoutStates:

@@ -77,10 +77,10 @@ class TeacherForcing(keras.Model):
                 by the tokens of its reference. Each batch must have candidates (`RiskBatches` makes them).
                 For a model that is trained already.
             product_dtype: "bfloat16" rounds to it, in training only, what is multiplied by the weights of
-                projections, feed-forward layers and logits, and the gradients that go back through them. All
-                else, sums, activations, weights and their gradients, recurrent cells, keeps its dtype. Faster
-                on CPUs with instructions for bfloat16. None rounds nothing, nor does a model that runs
-                eagerly.
+                projections, feed-forward layers and logits, and the gradients that go back through them, for
+                those of the weights too. All else, sums, activations, weights, recurrent cells, keeps its
+                dtype. Faster on CPUs with instructions for bfloat16. None rounds nothing, nor does a model
+                that runs eagerly.
             **kwargs: As in `keras.Model.compile`.
 
         Raises:

@@ -63,6 +63,7 @@ def test_halves_train_as_the_whole_does(make, set_cores):
         losses.append([model.train_on_batch(*batch_of(make, 5, seed))[0] for seed in range(2)])
         weights.append(model.get_weights())
         draws.append([generator.state.numpy().tolist() for generator in model._dropout_generators()])
+    assert can_be_halved(model, 5)
     np.testing.assert_allclose(*losses, rtol=1e-5)
     for whole, halves in zip(*weights, strict=True):
         np.testing.assert_allclose(whole, halves, atol=2e-5)
@@ -124,10 +125,12 @@ def test_what_can_be_halved(set_cores):
     assert not can_be_halved(model, 2)
 
 
-def test_a_layer_that_needs_the_whole_batch_gets_it(set_cores):
+@pytest.mark.parametrize("layer", [keras.layers.BatchNormalization, lambda: keras.layers.Dropout(0.1)])
+def test_layers_that_a_step_changes_get_the_whole_batch(set_cores, layer):
     set_cores(2)
     model = make_recurrent()
-    model.encoder.extra = keras.layers.BatchNormalization()
+    assert can_be_halved(model, 2)
+    model.encoder.extra = layer()
     model.encoder.extra.build((None, 4))
     assert not can_be_halved(model, 2)
 

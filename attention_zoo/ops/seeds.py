@@ -19,12 +19,12 @@ def next_seed(generator: keras.random.SeedGenerator) -> Any:
 
 
 def entries_before(size: Any) -> Any:
-    """How many entries of a tensor belong to earlier parts of the batch than its `size` entries here.
+    """How many entries the parts of the batch before this one have, if each has `size` of them.
 
-    Random numbers for entry i of a part are those for entry `entries_before(size) + i` of the whole.
+    The random number of entry i of a part is that of entry `entries_before(size) + i` of the whole.
 
     Returns:
-        uint32 tensor; 0 outside of `part_of_batch`.
+        uint32 scalar; 0 outside of `part_of_batch`.
     """
     part = getattr(_scope, "part", None)
     return 0 if part is None else ops.cast(part.number, "uint32") * ops.cast(size, "uint32")
@@ -36,8 +36,8 @@ def part_of_batch(
 ) -> Iterator[list[int]]:
     """A scope that draws for a part of a batch what the whole batch would draw, and changes no state.
 
-    Several parts can then be computed at the same time: TensorFlow runs a function that changes a variable
-    at no time with another one that needs it.
+    Several parts can then be computed at the same time: TensorFlow never runs a function that changes a
+    variable beside another one that needs it.
 
     Args:
         number: Integer, how many parts of the same size come before.
