@@ -35,12 +35,11 @@ class DropoutStates:
     """What a model's dropout draws its random numbers from, for functions that must not change it.
 
     Args:
-        model: The model, built.
+        model: An `EncoderDecoder` that can be halved, built.
     """
 
     def __init__(self, model: keras.Model) -> None:
-        layers = [layer for layer in model._flatten_layers() if isinstance(layer, Dropout) and layer.rate > 0]
-        self.generators = [layer.seed_generator for layer in layers]
+        self.generators = model._dropout_generators()
 
     def read(self) -> Any:
         """The states, uint32 (G, 2)."""

@@ -207,10 +207,11 @@ class TeacherForcing(keras.Model):
         # the same in whatever parts the batch is computed.
         tokens = [ops.sum(token_weights(_reference(y), sample_weight)) for _, y, sample_weight in parts]
         all_tokens = replicas.sum_over_replicas(sum(tokens))
+        states = dropout.read() if dropout else None
         gradients = None
         for number, (part, count) in enumerate(zip(parts, tokens, strict=True)):
             share = ops.divide_no_nan(count, all_tokens)
-            half = (tf.constant(number), dropout.read()) if dropout else None
+            half = (tf.constant(number), states) if dropout else None
             results, more = self._objective.forward_backward(*part, share, half)
             gradients = more if gradients is None else [a + b for a, b in zip(gradients, more, strict=True)]
             _, y, sample_weight = part
