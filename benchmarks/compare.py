@@ -71,7 +71,7 @@ PEERS = {
         "CTranslate2 int8", "ctranslate2_model", "ctranslate2", {"CT2_COMPUTE_TYPE": "int8"}
     ),
 }
-IN_BFLOAT16 = {  # those that train in it too, and how
+IN_BFLOAT16 = {  # those that train in it too, and how; ours decodes in it as well
     report.OURS: "bfloat16 products",
     "keras_hub": "mixed_bfloat16",
     "keras_attention": "mixed_bfloat16",
@@ -92,7 +92,7 @@ TRAINERS_IN_BFLOAT16 = {
     size: [f"{name}_bfloat16" for name in names if name in IN_BFLOAT16] for size, names in TRAINERS.items()
 }
 EPOCHS = [report.OURS, "keras_hub", "keras_attention", "torch_transformer"]
-DECODERS = [report.OURS, "ctranslate2", "ctranslate2_int8", "keras_hub", "marian"]
+DECODERS = [report.OURS, report.OURS_BFLOAT16, "ctranslate2", "ctranslate2_int8", "keras_hub", "marian"]
 GROWTH = {  # quantity -> values, from the command line's other defaults
     "training, batch": [8, 16, 32, 64, 128, 256],
     "training, length of one pair": [64, 128, 256, 512, 1024, 2048, 4096, 8192],

@@ -74,16 +74,20 @@ def decoding(samples: Samples, size: str, peers: dict[str, str], jobs: dict[str,
     results = {name: [r for job in jobs[name] for r in samples.results(job)] for name in peers}
     all_jobs = [job for name in peers for job in jobs[name]]
     limit = _limit(samples, Job("decode", size, LIMIT))
-    ours = {cell: best(samples, jobs[OURS], cell) for cell in sizes.CELLS}
+    ours, rounded = (
+        {cell: best(samples, jobs.get(name, []), cell) for cell in sizes.CELLS}
+        for name in (OURS, OURS_BFLOAT16)
+    )
     rows, shares = [], []
     for name, label in peers.items():
         if not results[name]:
             rows.append([label, _missing(samples, jobs[name][0]), *[""] * 4])
             continue
-        row = [label]
+        row, bases = [label], {OURS: [], OURS_BFLOAT16: [ours]}.get(name, [ours, rounded])
         for cell in sizes.CELLS:
             time = best(samples, jobs[name], cell)
-            row.append(f"{time}, {_ratio(time, ours[cell])}" if time and name != OURS else str(time or ""))
+            ratios = [_ratio(time, base[cell]) for base in bases if time and base[cell]]
+            row.append(", ".join([str(time or ""), *ratios]))
         rows.append([*row, f"{results[name][0]['parameters']:,}"])
     for batch, beams in sizes.CELLS if limit else ():
         time = ours[batch, beams]
@@ -97,6 +101,7 @@ def decoding(samples: Samples, size: str, peers: dict[str, str], jobs: dict[str,
     ]
     notes = [
         _sizes_of("decoding", size),
+        "Ratios: of ours in float32, and of ours in bfloat16." if any(rounded.values()) else "",
         f"Attention Zoo reaches {', '.join(shares)} of the float32 peak." if shares else "",
         _threads(list(jobs.values())),
         _limits(limit),

@@ -42,6 +42,13 @@ def not_negative(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_product_dtype(value: Any) -> str | None:
+    """The value, if products can be rounded to it."""
+    if value not in (None, "bfloat16"):
+        raise ValueError(f'product_dtype: expected "bfloat16" or None, received {value!r}')
+    return value
+
+
 def check_tokenizers(preset: str, tokenizers: Mapping[str, Tokenizer | None]) -> None:
     """Raises ValueError unless a composition got its tokenizers."""
     missing = [name for name, tokenizer in tokenizers.items() if tokenizer is None]
@@ -69,6 +76,7 @@ def search_settings(
     top_k: int | None,
     top_p: float | None,
     return_attention: bool,
+    product_dtype: str | None,
 ) -> dict[str, Any]:
     """The options of `Translator.translate` and `Captioner.caption` as arguments of `generate`."""
     beams = integer("beams", beams, 1)
@@ -87,15 +95,19 @@ def search_settings(
         "coverage_penalty": not_negative("coverage_penalty", coverage_penalty),
         "min_length": integer("min_length", min_length, 0),
         "return_attention": bool(return_attention),
+        "product_dtype": check_product_dtype(product_dtype),
     }
 
 
-def export_settings(beams: int, length_penalty: float, coverage_penalty: float) -> dict[str, Any]:
+def export_settings(
+    beams: int, length_penalty: float, coverage_penalty: float, product_dtype: str | None
+) -> dict[str, Any]:
     """The options of `Translator.export` and `Captioner.export` as arguments of `decode`."""
     beams = integer("beams", beams, 1)
     settings = {
         "length_penalty": not_negative("length_penalty", length_penalty),
         "coverage_penalty": not_negative("coverage_penalty", coverage_penalty),
+        "product_dtype": check_product_dtype(product_dtype),
     }
     return settings | ({"beams": beams, "n_best": 1} if beams > 1 else {})
 

@@ -178,6 +178,7 @@ class Captioner(EncoderDecoder):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        product_dtype: str | None = None,
     ) -> Caption | list[Caption]:
         """Captions one image or several.
 
@@ -194,7 +195,7 @@ class Captioner(EncoderDecoder):
                 the prefix needs.
             prefix: What each caption must begin with, one string for all or one per image.
             return_attention: Whether each caption carries its attention; needs a model with attention.
-            batch_size: Images captioned at once. The result does not depend on it.
+            batch_size: Images captioned at once. The result does not depend on it, but for `product_dtype`.
             groups: See `Translator.translate`, as for all that follow.
             diversity_penalty: Between groups.
             repetition_penalty: For tokens that were said before.
@@ -204,6 +205,7 @@ class Captioner(EncoderDecoder):
             top_k: Of the drawing.
             top_p: Of the drawing.
             seed: Of the drawing.
+            product_dtype: See `Translator.translate`.
 
         Returns:
             A `Caption` for one image, a list of them for several.
@@ -229,6 +231,7 @@ class Captioner(EncoderDecoder):
             top_k=top_k,
             top_p=top_p,
             return_attention=return_attention,
+            product_dtype=product_dtype,
         )
         batch_size = arguments.integer("batch_size", batch_size, 1)
         if max_length is not None:
@@ -413,6 +416,7 @@ class Captioner(EncoderDecoder):
         beams: int = 4,
         length_penalty: float = 1.0,
         coverage_penalty: float = 0.0,
+        product_dtype: str | None = None,
     ) -> None:
         """Writes a folder that serves images as a SavedModel, and that `load` reads to train on.
 
@@ -429,6 +433,7 @@ class Captioner(EncoderDecoder):
             beams: Hypotheses kept by beam search; 1 is greedy search.
             length_penalty: As in `caption`.
             coverage_penalty: As in `caption`.
+            product_dtype: As in `caption`, but for any number of images.
 
         Raises:
             FileExistsError: If `folder` exists and is not an empty folder.
@@ -437,7 +442,7 @@ class Captioner(EncoderDecoder):
         """
         from attention_zoo.models import serving
 
-        settings = arguments.export_settings(beams, length_penalty, coverage_penalty)
+        settings = arguments.export_settings(beams, length_penalty, coverage_penalty, product_dtype)
         self._check_attention(settings["coverage_penalty"])
         images = [tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")]
         encoded = [tf.TensorSpec((None,), tf.string, name="encoded")]

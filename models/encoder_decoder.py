@@ -10,9 +10,12 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from attention_zoo.models import parallel_rows, search, trained_preset
+from attention_zoo.models import arguments, parallel_rows, search, trained_preset
 from attention_zoo.models.compiled_function import CompiledFunction
 from attention_zoo.models.teacher_forcing import TeacherForcing, check_inputs
+from attention_zoo.ops.linear import bfloat16_products
+
+FEWEST_ROUNDED = 8  # hypotheses, measured on a CPU: products of fewer rows are no faster in bfloat16
 
 
 @keras.saving.register_keras_serializable(package="attention_zoo")
@@ -100,6 +103,7 @@ class EncoderDecoder(TeacherForcing):
         seed: Any = None,
         rows: Any = None,
         return_attention: bool = False,
+        product_dtype: str | None = None,
     ) -> dict[str, Any]:
         """Decodes a source batch, compiled with XLA once per input shape and setting.
 
@@ -127,6 +131,8 @@ class EncoderDecoder(TeacherForcing):
             rows: int (B,), a number for each source, on which, with the seed, what is drawn depends; 0 to
                 B - 1 if None.
             return_attention: Whether the attention of the returned hypotheses is returned.
+            product_dtype: "bfloat16" rounds to it what is multiplied by the weights of most layers (see
+                `compile`), unless there are fewer than 8 hypotheses in all.
 
         Returns:
             What `search.beam` returns: "tokens", "scores", "log_probabilities", "lengths", "attention"; with
@@ -151,6 +157,7 @@ class EncoderDecoder(TeacherForcing):
             "repetition_penalty": repetition_penalty,
             "no_repeat_ngram": no_repeat_ngram,
             "return_attention": return_attention,
+            "product_dtype": arguments.check_product_dtype(product_dtype),
         }
         diversity = {"groups": groups, "diversity_penalty": diversity_penalty}
         drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -204,7 +211,7 @@ class EncoderDecoder(TeacherForcing):
 
         Args:
             settings: Options of `search.sample` if "samples" is among them, of `search.beam` if "beams" is,
-                else of `search.greedy`.
+                else of `search.greedy`; and "product_dtype", see `generate`.
             source: As for `generate`, like the other arguments.
             limits: See `generate`.
             forced_prefix: See `generate`.
@@ -214,29 +221,33 @@ class EncoderDecoder(TeacherForcing):
         Returns:
             What `generate` returns.
         """
-        memory = self._encode(source, settings["return_attention"])
-        prepared = self.decoder.prepare(memory)
+        settings = dict(settings)
         hypotheses = settings.get("samples") or settings.get("beams", 1)
-        state = self.decoder.initial_state(
-            prepared,
-            hypotheses,
-            max_positions=settings["max_length"] + 1,
-            reordered="samples" not in settings,
-        )
-        if "samples" in settings:
-            decode = functools.partial(search.sample, seed=seed, rows=rows)
-        else:
-            decode = search.beam if "beams" in settings else search.greedy
-        results = decode(
-            lambda token, state: self.decoder.step(token, state, prepared),
-            state,
-            batch_size=ops.shape(memory["mask"])[0],
-            limits=limits,
-            forced_prefix=forced_prefix,
-            source_mask=memory["mask"],
-            alignment=self.decoder.alignment,
-            **settings,
-        )
+        rounding = settings.pop("product_dtype", None) is not None and not tf.executing_eagerly()
+        few = source.shape[0] is not None and source.shape[0] * hypotheses < FEWEST_ROUNDED
+        with bfloat16_products(rounding and not few):
+            memory = self._encode(source, settings["return_attention"])
+            prepared = self.decoder.prepare(memory)
+            state = self.decoder.initial_state(
+                prepared,
+                hypotheses,
+                max_positions=settings["max_length"] + 1,
+                reordered="samples" not in settings,
+            )
+            if "samples" in settings:
+                decode = functools.partial(search.sample, seed=seed, rows=rows)
+            else:
+                decode = search.beam if "beams" in settings else search.greedy
+            results = decode(
+                lambda token, state: self.decoder.step(token, state, prepared),
+                state,
+                batch_size=ops.shape(memory["mask"])[0],
+                limits=limits,
+                forced_prefix=forced_prefix,
+                source_mask=memory["mask"],
+                alignment=self.decoder.alignment,
+                **settings,
+            )
         return results | self._attention_results(results["attention"], memory)
 
     # === Scoring ===

@@ -10,7 +10,7 @@ from attention_zoo.layers.dropout import Dropout
 from attention_zoo.layers.multi_head_attention import MultiHeadAttention
 from attention_zoo.layers.recurrent_cell import recurrent_cell
 from attention_zoo.layers.token_embedding import TokenEmbedding
-from attention_zoo.models.token_logits import in_columns, token_logits
+from attention_zoo.models.token_logits import in_blocks, token_logits
 from attention_zoo.ops.recurrence import scan
 
 
@@ -256,8 +256,8 @@ class RNNDecoder(keras.layers.Layer):
         """
         # An encoder may have another policy.
         summary = ops.cast(memory["summary"], self.compute_dtype)
-        columns = in_columns(self._token_vectors, self.compute_dtype)
-        prepared = {"summary": summary, "columns": columns}
+        output_blocks = in_blocks(self._token_vectors, self.compute_dtype)
+        prepared = {"summary": summary, "output_blocks": output_blocks}
         if self.attention is None:
             context = ops.expand_dims(summary, 1)  # (B, 1, D)
             prepared["context"] = context
@@ -313,7 +313,7 @@ class RNNDecoder(keras.layers.Layer):
         gates = self._token_gates(embedded, prepared)  # (B, K, gates)
         state, outputs, attention = self._advance(gates, state, prepared, None)
         readout = outputs["readout"] if self.input_feeding else self._read_out(outputs, embedded, prepared)
-        return self._logits(readout, prepared["columns"]), state, attention
+        return self._logits(readout, prepared["output_blocks"]), state, attention
 
     def alignment(self, attention: Any) -> Any:
         """Where each position looked in the source, in one matrix.
@@ -404,8 +404,8 @@ class RNNDecoder(keras.layers.Layer):
             return ops.maximum(*ops.split(readout, 2, axis=-1))  # (B, T, R)
         return ops.tanh(readout)
 
-    def _logits(self, readout: Any, columns: Any = None) -> Any:
-        logits = token_logits(readout, self._token_vectors, columns)  # (B, T, V)
+    def _logits(self, readout: Any, output_blocks: Any = None) -> Any:
+        logits = token_logits(readout, self._token_vectors, output_blocks)  # (B, T, V)
         return logits + ops.cast(self.output_bias, "float32")
 
     @property

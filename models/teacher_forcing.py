@@ -13,6 +13,7 @@ from keras import ops
 from attention_zoo.losses import MaskedCrossentropy, expected_risk, token_weights
 from attention_zoo.metrics import Perplexity, TokenAccuracy, TokenMetric
 from attention_zoo.models import replicas
+from attention_zoo.models.arguments import check_product_dtype
 from attention_zoo.models.halves import DropoutStates, can_be_halved
 from attention_zoo.ops.linear import bfloat16_products
 from attention_zoo.ops.seeds import part_of_batch
@@ -104,11 +105,7 @@ class TeacherForcing(keras.Model):
                 f"compile: expected one of r_drop and risk, received r_drop={r_drop} and risk={risk}; train "
                 "with one after the other"
             )
-        if product_dtype not in (None, "bfloat16"):
-            raise ValueError(
-                f'compile: expected product_dtype "bfloat16" or None, received {product_dtype!r}'
-            )
-        if product_dtype and not jit_compile:
+        if check_product_dtype(product_dtype) and not jit_compile:
             raise ValueError(
                 f"compile: expected jit_compile=True with product_dtype={product_dtype!r}, as only XLA has "
                 f"such products; received jit_compile={jit_compile}"

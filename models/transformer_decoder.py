@@ -7,7 +7,7 @@ from keras import ops
 
 from attention_zoo.layers.transformer_decoder_block import TransformerDecoderBlock
 from attention_zoo.models.search import split_hypotheses
-from attention_zoo.models.token_logits import in_columns, token_logits
+from attention_zoo.models.token_logits import in_blocks, token_logits
 from attention_zoo.models.transformer_stack import TransformerStack
 
 
@@ -181,7 +181,7 @@ class TransformerDecoder(TransformerStack):
         return {
             "blocks": [block.prepare(values) for block in self.blocks],
             "mask": memory["mask"],
-            "columns": in_columns(self._token_vectors, self.compute_dtype),
+            "output_blocks": in_blocks(self._token_vectors, self.compute_dtype),
         }
 
     def initial_state(
@@ -261,7 +261,7 @@ class TransformerDecoder(TransformerStack):
         own = ops.stack(own, axis=1)  # (B * K, N, H, L)
         cross = ops.stack([weights["cross"] for weights in attention], axis=1)  # (B, N, H, K, S)
         x = ops.reshape(x, (batch, hypotheses, self.units))
-        logits = self._logits(x, prepared["columns"])  # (B, K, V)
+        logits = self._logits(x, prepared["output_blocks"])  # (B, K, V)
         state = {"position": position + 1, "shared": {"cache": written}}
         if origin is not None:
             state["origin"] = origin
@@ -292,10 +292,10 @@ class TransformerDecoder(TransformerStack):
         """The attention by layer and head: {"cross": (..., N, H, S), "self": (..., N, H, L)}."""
         return attention
 
-    def _logits(self, x: Any, columns: Any = None) -> Any:
+    def _logits(self, x: Any, output_blocks: Any = None) -> Any:
         if self.output_norm is not None:
             x = self.output_norm(x)
-        logits = token_logits(x, self._token_vectors, columns)  # (B, T, V)
+        logits = token_logits(x, self._token_vectors, output_blocks)  # (B, T, V)
         return logits + ops.cast(self.output_bias_vector, "float32") if self.output_bias else logits
 
     @property

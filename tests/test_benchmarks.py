@@ -295,7 +295,12 @@ def test_decoding_table(samples):
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in page.splitlines()[2:4]]
     assert rows[0] == ["Ours", "2.00", "4.00", "20.0", "80.0", "1,000"]  # each with the better number
     assert rows[1] == ["M", "20.0, 10.00x", "2.00, 0.50x", "30.0, 1.50x", "80.0, 1.00x", "1,000"]
-    assert "the best of those with 1 and 2 threads" in page
+    assert "the best of those with 1 and 2 threads" in page and "ours in bfloat16" not in page
+    jobs["attention_zoo_bfloat16"] = report.decoding_jobs("T", "attention_zoo_bfloat16", [1, 2])
+    samples.add(jobs["attention_zoo_bfloat16"][0], 0, decoded(2.0, 4.0, 10.0, 40.0))
+    labels = {"attention_zoo": "Ours", "attention_zoo_bfloat16": "In bfloat16", "marian": "M"}
+    page = report.decoding(samples, "T", labels, jobs)
+    assert " 10.0, 0.50x |" in page and " 30.0, 1.50x, 3.00x |" in page and "ours in bfloat16" in page
     ratios = plot._ratios({name: plot._cells(samples, jobs[name]) for name in jobs}, labels)
     assert ratios["M"] == {
         "batch 1, greedy": 10, "batch 1, beam 4": 0.5, "batch 32, greedy": 1.5, "batch 32, beam 4": 1

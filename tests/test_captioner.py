@@ -393,10 +393,15 @@ def test_serves_no_more_tokens_than_there_are_positions():
 
 def test_serves_without_attention(tmp_path):
     model = composed(RNNDecoder(WORDS.vocabulary_size, 8, 8))
-    model.export(tmp_path / "model", beams=1)
+    model.export(tmp_path / "model", beams=1, product_dtype="bfloat16")
     served = tf.saved_model.load(tmp_path / "model").signatures
     assert "heads" not in served
+    scores = served["serving_default"](images=tf.constant(IMAGES))["score"]
     assert set(served["serving_default"].structured_outputs) == {"text", "score", "tokens"}
+    rounded = [caption.score for caption in model.caption(IMAGES, beams=1, product_dtype="bfloat16")]
+    np.testing.assert_allclose(scores, rounded, atol=1e-4)
+    exact = [caption.score for caption in model.caption(IMAGES, beams=1)]
+    assert 1e-4 < np.abs(np.subtract(scores, exact)).max() < 0.05
 
 
 # === Errors ===

@@ -56,6 +56,25 @@ def test_equal_shapes_and_settings_compile_once(model_and_source):
     assert search.function.experimental_get_tracing_count() == 1
 
 
+def test_products_in_bfloat16(model_and_source):
+    model, source = model_and_source
+    few = model.generate(source, max_length=5, product_dtype="bfloat16")
+    np.testing.assert_array_equal(few["scores"], model.generate(source, max_length=5)["scores"])
+    source = np.tile(source, (3, 1))
+    exact = model.generate(source, max_length=5)
+    nearly = model.generate(source, max_length=5, product_dtype="bfloat16")
+    difference = np.abs(nearly["scores"] - exact["scores"])
+    assert 1e-5 < difference.max() < 0.05
+    again = model.generate(source, max_length=5)
+    np.testing.assert_array_equal(again["scores"], exact["scores"])
+    tf.config.run_functions_eagerly(True)  # nothing is rounded without XLA
+    try:
+        eager = model.generate(source, max_length=5, product_dtype="bfloat16")
+    finally:
+        tf.config.run_functions_eagerly(False)
+    np.testing.assert_allclose(eager["scores"], exact["scores"], atol=1e-5)
+
+
 @pytest.mark.parametrize("settings", [{"beams": 0}, {"beams": 2, "n_best": 3}, {"n_best": 0}, {"n_best": 2}])
 def test_impossible_beams_are_explained(model_and_source, settings):
     model, source = model_and_source

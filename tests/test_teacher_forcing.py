@@ -246,7 +246,7 @@ class TestProductsInBfloat16:
         assert other.get_compile_config()["product_dtype"] == "bfloat16"
 
     def test_bad_arguments(self):
-        with pytest.raises(ValueError, match="expected product_dtype \"bfloat16\" or None, received 'int8'"):
+        with pytest.raises(ValueError, match="product_dtype: expected \"bfloat16\" or None, received 'int8'"):
             make_model().compile(product_dtype="int8")
         with pytest.raises(ValueError, match="expected jit_compile=True with product_dtype='bfloat16'"):
             make_model().compile(product_dtype="bfloat16", jit_compile=False)

@@ -8,39 +8,59 @@ import tensorflow as tf
 from keras import ops
 
 from attention_zoo.models import token_logits as module
-from attention_zoo.models.token_logits import in_columns, token_logits
+from attention_zoo.models.token_logits import in_blocks, token_logits
+from attention_zoo.ops.linear import bfloat16_products
 
-V, D = 640, 64
+V, D = 600, 64  # not a whole number of blocks of 64
 
 
+@pytest.mark.parametrize("largest", [V * D, V * D - 1])
 @pytest.mark.parametrize("rows", [1, 3, 40])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_columns_change_nothing(rows, dtype):
+def test_columns_change_nothing(rows, dtype, largest, monkeypatch):
+    monkeypatch.setattr(module, "LARGEST_BLOCK", largest)
     generator = np.random.default_rng(0)
     kernel = generator.normal(size=(V, D)).astype("float32")
     x = ops.cast(generator.normal(size=(1, rows, D)), dtype)
     expected = ops.matmul(ops.cast(x, "float32"), kernel.T)
-    for columns in (None, in_columns(kernel, dtype)):
-        logits = token_logits(x, kernel, columns)
+    for blocks in (None, in_blocks(kernel, dtype)):
+        logits = token_logits(x, kernel, blocks)
         assert logits.dtype == "float32"
         np.testing.assert_allclose(logits, expected, atol=1e-4 if dtype == "float32" else 0.5)
 
 
-@pytest.mark.parametrize(("rows", "most_weights"), [(4, V * D), (4, V * D - 1), (1, V * D)])
-def test_columns_serve_a_few_rows_of_a_small_matrix(rows, most_weights, monkeypatch):
-    monkeypatch.setattr(module, "MOST_WEIGHTS", most_weights)
+WAYS = {
+    "columns": f"f32[1,{D},{V}]",
+    "blocks": f"f32[10,{D},64]",
+    "rows": f"f32[{V},{D}]",
+    "rounded rows": f"bf16[{V},{D}]",
+}
+
+
+@pytest.mark.parametrize(
+    ("rows", "largest", "rounding", "way"),
+    [
+        (4, V * D, False, "columns"),
+        (4, V * D - 1, False, "blocks"),
+        (1, V * D, False, "rows"),
+        (16, V * D, True, "rounded rows"),
+    ],
+)
+def test_the_loop_carries_the_matrix_as_it_multiplies_it(rows, largest, rounding, way, monkeypatch):
+    monkeypatch.setattr(module, "LARGEST_BLOCK", largest)
 
     @tf.function(jit_compile=True, autograph=False)
     def search(x, kernel):
-        columns = in_columns(kernel, "float32")
-        return tf.while_loop(
-            lambda i, x: i < 5,
-            lambda i, x: (i + 1, x + token_logits(x, kernel, columns)[..., :D]),
-            (0, x),
-        )[1]
+        blocks = in_blocks(kernel, "float32")
+        with bfloat16_products(rounding):
+            return tf.while_loop(
+                lambda i, x: i < 5,
+                lambda i, x: (i + 1, x + token_logits(x, kernel, blocks)[..., :D]),
+                (0, x),
+            )[1]
 
     arguments = tf.ones((1, rows, D)), tf.ones((V, D))
     program = search.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
-    (loop,) = re.findall(r" = \((.*)\) while\(", program)  # what it carries
-    few = rows == 4 and most_weights == V * D
-    assert (f"f32[{D},{V}]" in loop, f"f32[{V},{D}]" in loop) == (few, not few)
+    (loop,) = re.findall(r" = \((.*)\) while\(", program)
+    carried = re.findall(r"\w+\[[\d,]+\]", loop)
+    assert [name for name, shape in WAYS.items() if shape in carried] == [way]

@@ -227,10 +227,13 @@ def test_drawing_from_one_token_is_greedy(translator):
 
 
 def test_options_reach_the_search(translator, calls):
-    translator.translate("ba", beams=4, groups=2, diversity_penalty=0.5, no_repeat_ngram=3)
+    translator.translate(
+        "ba", beams=4, groups=2, diversity_penalty=0.5, no_repeat_ngram=3, product_dtype="bfloat16"
+    )
     translator.translate("ba", sample=True, top_p=0.5, repetition_penalty=1.5, seed=2**40 + 1)
     beams, drawing = (call.settings for call in calls)
     assert (beams["groups"], beams["diversity_penalty"], beams["no_repeat_ngram"]) == (2, 0.5, 3)
+    assert (beams["product_dtype"], drawing["product_dtype"]) == ("bfloat16", None)
     assert (drawing["top_p"], drawing["repetition_penalty"]) == (0.5, 1.5)
     assert drawing["seed"].tolist() == [1, 2**9]
     assert drawing["rows"][0] == 0
@@ -369,6 +372,7 @@ def test_prefixes_of_the_wrong_type_are_explained(translator, prefix):
         ({"max_length": 3, "min_length": 4}, "max_length: expected an integer of at least 4, received 3"),
         ({"min_length": -1}, "min_length: expected an integer of at least 0"),
         ({"length_penalty": -1}, "length_penalty: expected a number of at least 0"),
+        ({"product_dtype": "int8"}, "product_dtype: expected \"bfloat16\" or None, received 'int8'"),
         (
             {"coverage_penalty": float("nan")},
             "coverage_penalty: expected a number of at least 0, received nan",

@@ -62,7 +62,7 @@ def bfloat16_products(active: bool = True) -> Iterator[None]:
         >>> multiply(tf.constant([[1 + 2**-10, 1.0]]), tf.constant([[1.0], [2**-10]])).numpy().tolist()
         [[1.0009765625]]
     """
-    before = getattr(_scope, "active", False)
+    before = rounds_products()
     _scope.active = active or before
     try:
         yield
@@ -70,9 +70,14 @@ def bfloat16_products(active: bool = True) -> Iterator[None]:
         _scope.active = before
 
 
+def rounds_products() -> bool:
+    """Whether this is within the scope of `bfloat16_products`."""
+    return getattr(_scope, "active", False)
+
+
 def _rounds(x: Any, weight: Any) -> bool:
     """Whether the scope covers this product; one in float16 has been rounded already."""
-    return getattr(_scope, "active", False) and all(
+    return rounds_products() and all(
         keras.backend.standardize_dtype(value.dtype) in ("float32", "bfloat16") for value in (x, weight)
     )
 

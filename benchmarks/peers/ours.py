@@ -14,13 +14,14 @@ from attention_zoo.models import SentencePieceTokenizer
 from attention_zoo.training import ParallelText, TranslationBatches
 
 TRANSFORMERS = {128: "transformer_tiny", 512: "transformer_base"}  # by width
+PRODUCT_DTYPE = "bfloat16" if device.BFLOAT16 else None
 BATCH_TOKENS = 1240  # padding included: batches of 64 pairs of Multi30k in the mean
 
 
 def train(task: common.Task, clock: common.Clock) -> int:
     """See `common`."""
     model = make_model(task.size)
-    model.compile(keras.optimizers.Adam(1e-3), product_dtype="bfloat16" if device.BFLOAT16 else None)
+    model.compile(keras.optimizers.Adam(1e-3), product_dtype=PRODUCT_DTYPE)
     source, target, labels = (np.array(rows, "int32") for rows in task.training_batch())
     if task.size.kind == "captioner":
         source = keras_training.random_features(task)
@@ -33,14 +34,13 @@ def decode(task: common.Task) -> tuple[int, Callable]:
     device.require_tensorflow_gpu()
     model = make_model(task.size)
     length = task.target_length
+    options = {"min_length": length, "max_length": length, "product_dtype": PRODUCT_DTYPE}
 
     def prepare(source: list[list[int]], beams: int) -> Callable:
         texts = [" ".join(_word(i) for i in row[:-1]) for row in source]
 
         def translate() -> list[int]:
-            found = model.translate(
-                texts, beams=beams, min_length=length, max_length=length, batch_size=len(texts)
-            )
+            found = model.translate(texts, beams=beams, batch_size=len(texts), **options)
             return [len(translation.tokens) for translation in found]
 
         return translate
