@@ -132,7 +132,7 @@ class EncoderDecoder(TeacherForcing):
                 B - 1 if None.
             return_attention: Whether the attention of the returned hypotheses is returned.
             product_dtype: "bfloat16" rounds to it what is multiplied by the weights of most layers (see
-                `compile`), unless there are fewer than 8 hypotheses in all.
+                `compile`), unless there are fewer than 8 hypotheses in what is decoded at once.
 
         Returns:
             What `search.beam` returns: "tokens", "scores", "log_probabilities", "lengths", "attention"; with

@@ -162,7 +162,7 @@ class Translator(EncoderDecoder):
             seed: Of the drawing; the same seed gives the same translations. None takes one from NumPy's
                 global generator.
             product_dtype: "bfloat16" rounds to it what is multiplied by most weights, and adds up in float32:
-                faster on CPUs with instructions for it. Not if texts times beams are fewer than 8.
+                faster on CPUs with instructions for it. Not with fewer than 8 hypotheses at once.
 
         Returns:
             A `Translation` for a string, a list of them for a sequence.
