@@ -223,9 +223,9 @@ class EncoderDecoder(TeacherForcing):
         """
         settings = dict(settings)
         hypotheses = settings.get("samples") or settings.get("beams", 1)
-        rounding = settings.pop("product_dtype", None) is not None and not tf.executing_eagerly()
+        product_dtype = settings.pop("product_dtype", None)
         few = source.shape[0] is not None and source.shape[0] * hypotheses < FEWEST_ROUNDED
-        with bfloat16_products(rounding and not few):
+        with bfloat16_products(product_dtype is not None and not few):
             memory = self._encode(source, settings["return_attention"])
             prepared = self.decoder.prepare(memory)
             state = self.decoder.initial_state(

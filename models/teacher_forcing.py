@@ -233,7 +233,7 @@ class TeacherForcing(keras.Model):
     def _gradients(
         self, x: Any, y: Any, sample_weight: Any, share: Any, half: tuple[Any, Any] | None
     ) -> tuple[dict[str, Any], list[Any]]:
-        rounding = bfloat16_products(self._objective.product_dtype is not None and not tf.executing_eagerly())
+        rounding = bfloat16_products(self._objective.product_dtype is not None)
         drawing = part_of_batch(*half, DropoutStates(self).generators) if half else contextlib.nullcontext([])
         with tf.GradientTape() as tape:
             with rounding, drawing as drawn:

@@ -46,9 +46,9 @@ def bfloat16_products(active: bool = True) -> Iterator[None]:
     """A scope in which `linear` rounds to bfloat16 what it multiplies, and adds up in float32.
 
     The result keeps its dtype. Gradients are such products too. CPUs with instructions for it multiply twice
-    as fast. For TensorFlow functions that XLA compiles only, as TensorFlow itself has no such product. And
-    XLA's fails, with "Unsupported element type", if `x` or the result is transposed as it is, a matrix, right
-    before or after.
+    as fast. For TensorFlow functions that XLA compiles only, as TensorFlow itself has no such product; what
+    runs eagerly is not rounded. And XLA's fails, with "Unsupported element type", if `x` or the result is
+    transposed as it is, a matrix, right before or after.
 
     Args:
         active: False changes nothing.
@@ -62,7 +62,7 @@ def bfloat16_products(active: bool = True) -> Iterator[None]:
         >>> multiply(tf.constant([[1 + 2**-10, 1.0]]), tf.constant([[1.0], [2**-10]])).numpy().tolist()
         [[1.0009765625]]
     """
-    before = rounds_products()
+    before = getattr(_scope, "active", False)
     _scope.active = active or before
     try:
         yield
@@ -71,8 +71,12 @@ def bfloat16_products(active: bool = True) -> Iterator[None]:
 
 
 def rounds_products() -> bool:
-    """Whether this is within the scope of `bfloat16_products`."""
-    return getattr(_scope, "active", False)
+    """Whether this is within the scope of `bfloat16_products`, and in a function, which XLA may compile."""
+    if not getattr(_scope, "active", False):
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
 
 
 def _rounds(x: Any, weight: Any) -> bool:
