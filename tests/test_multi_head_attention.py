@@ -474,6 +474,50 @@ def test_attend_takes_a_mask_by_head():
     np.testing.assert_allclose(weights, expected[1], atol=1e-6)
 
 
+ENOUGH = B * S  # of units in a head, for a memory to take in the matrices
+
+
+@pytest.mark.parametrize("mask", [None, PADDING[:, None], SOME], ids=["none", "padding", "by head"])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"use_bias": False, "value_dim": ENOUGH + 1}, {"num_key_value_heads": 1, "output_shape": (2, 3)}],
+    ids=["plain", "no bias", "shared heads"],
+)
+def test_a_short_memory_takes_in_the_matrices_and_changes_nothing(arguments, mask):
+    layer = randomize_built(MultiHeadAttention(H, ENOUGH, **arguments), QUERY, VALUE)
+    query, value = tensors(QUERY, VALUE)
+    prepared = layer.prepare(value)
+    assert "output_kernel" in prepared
+    expected = layer(query, value, attention_mask=mask, return_attention_scores=True)
+    for count in (1, T):
+        some = None if mask is None else mask[..., :count, :]
+        output, weights = layer.attend(query[:, :count], prepared, some)
+        np.testing.assert_allclose(output, expected[0][:, :count], atol=1e-4)
+        np.testing.assert_allclose(weights, expected[1][:, :, :count], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"key_dim": ENOUGH - 1},
+        {"value_dim": ENOUGH - 1},
+        {"use_gate": True},
+        {"rotary": True, "key_dim": ENOUGH + 1},
+        {"dtype": "mixed_bfloat16"},
+    ],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_other_memories_stay_as_they_are(arguments):
+    layer = randomize_built(MultiHeadAttention(H, **{"key_dim": ENOUGH, **arguments}), QUERY, VALUE)
+    assert set(layer.prepare(*tensors(VALUE))) == {"key", "value"}
+
+
+def test_a_memory_of_unknown_length_stays_as_it_is():
+    layer = randomize_built(MultiHeadAttention(H, ENOUGH), QUERY, VALUE)
+    prepare = tf.function(layer.prepare, input_signature=[tf.TensorSpec((B, None, VALUE[-1]))])
+    assert set(prepare(*tensors(VALUE))) == {"key", "value"}
+
+
 # Without the matrix of the weights.
 
 

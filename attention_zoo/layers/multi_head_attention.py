@@ -259,6 +259,60 @@ class MultiHeadAttention(Attention):
             "value": self._heads(self._projected(value, "value"), groups),
         }
 
+    def prepare(self, value: Any) -> dict[str, Any]:
+        """What `attend` needs of a memory that it is asked about many times, as in a search.
+
+        A short memory takes in the matrices of queries and output, which are then not needed any more:
+
+            (x W_q) k' = x (W_q k')        (weights v) W_o = weights (v W_o)
+
+        It is short if what comes of that is no larger than the matrices.
+
+        Args:
+            value: Float (B, S, Dv).
+
+        Returns:
+            What `project_memory` returns; of a short memory also "query_kernel" (B, Dq, H * S),
+            "query_bias" (B, 1, H * S) and "output_kernel" (B, H * S, Do).
+
+        Reference:
+            DeepSeek-AI 2024, "DeepSeek-V2", section 2.1.2, which does so with matrices of its own.
+        """
+        memory = self.project_memory(value)
+        batch, _, length, _ = memory["key"].shape
+        known = isinstance(batch, int) and isinstance(length, int)
+        if (
+            not known
+            or batch * length > min(self.key_dim, self.value_dim)
+            or self.rotary
+            or self.use_gate
+            or self.compute_dtype != "float32"  # it would be rounded once more
+        ):
+            return memory
+        shared = self.num_heads // self.num_key_value_heads
+        key, value = (ops.repeat(memory[name], shared, axis=1) for name in ("key", "value"))  # (B, H, S, d)
+
+        def by_head(weight: Any) -> Any:
+            """(..., H * d) -> (H, ..., d)."""
+            return ops.moveaxis(ops.reshape(weight, (-1, self.num_heads, self.key_dim)), 1, 0)
+
+        def meet_keys(weight: Any) -> Any:
+            """(H, N, d) -> (B, N, H * S)."""
+            scores = ops.matmul(weight, ops.swapaxes(key, -2, -1)) / math.sqrt(self.key_dim)  # (B, H, N, S)
+            return ops.reshape(ops.swapaxes(scores, 1, 2), (batch, -1, self.num_heads * length))
+
+        output_kernel = ops.reshape(self.output_kernel, (self.num_heads, self.value_dim, -1))  # (H, Dv, Do)
+        prepared = {
+            **memory,
+            "query_kernel": meet_keys(by_head(self.query_kernel)),
+            "output_kernel": ops.reshape(
+                ops.matmul(value, output_kernel), (batch, self.num_heads * length, -1)
+            ),
+        }
+        if self.use_bias:
+            prepared["query_bias"] = meet_keys(by_head(self.query_bias))
+        return prepared
+
     def _project_self(self, x: Any, places: Any) -> tuple[Any, dict[str, Any]]:
         """Queries and memory of one sequence whose vectors stand at `places`, (T,), by one product."""
         x = ops.cast(x, self.compute_dtype)
@@ -365,7 +419,7 @@ class MultiHeadAttention(Attention):
 
         Args:
             query: Float (B, T, Dq).
-            memory: What `project_memory` returned.
+            memory: What `project_memory` or `prepare` returned.
             mask: Boolean (B, T, S), (B, 1, S) or (B, H, T, S), True where attention is allowed; None
                 allows all.
             training: Whether to drop weights.
@@ -375,8 +429,25 @@ class MultiHeadAttention(Attention):
             (B, H, T, S).
         """
         query = ops.cast(query, self.compute_dtype)
+        # A single query gains nothing: XLA has another way to multiply one row.
+        if "output_kernel" in memory and query.shape[1] != 1:
+            return self._attend_prepared(query, memory, mask, training)
         heads, weights = self._average(self.project_query(query), memory, mask, training)
         return self._output(heads, self._gate(query)), weights
+
+    def _attend_prepared(
+        self, query: Any, memory: dict[str, Any], mask: Any, training: bool | None
+    ) -> tuple[Any, Any]:
+        """`attend` to a memory that has taken in the matrices of queries and output."""
+        batch, length, _ = ops.shape(query)
+        scores = ops.matmul(query, memory["query_kernel"])  # (B, T, H * S)
+        if self.use_bias:
+            scores = scores + memory["query_bias"]
+        scores = ops.reshape(scores, (batch, length, self.num_heads, -1))  # (B, T, H, S)
+        weights = attention_ops.attention_weights(ops.swapaxes(scores, 1, 2), _by_head(mask))  # (B, H, T, S)
+        applied = ops.swapaxes(self.weight_dropout(weights, training=training), 1, 2)  # (B, T, H, S)
+        output = ops.matmul(ops.reshape(applied, (batch, length, -1)), memory["output_kernel"])  # (B, T, Do)
+        return self._output_axes(output + self.output_bias if self.use_bias else output), weights
 
     def _project_all(self, query: Any, value: Any, key: Any) -> tuple[Any, dict[str, Any]]:
         if query is value and (key is None or key is value):
@@ -449,10 +520,13 @@ class MultiHeadAttention(Attention):
             heads = heads * gate
         heads = ops.transpose(heads, (0, 2, 1, 3))  # (B, T, H, Dv)
         heads = ops.reshape(heads, (batch, length, self.num_heads * self.value_dim))
-        output = self._projected(heads, "output")
+        return self._output_axes(self._projected(heads, "output"))
+
+    def _output_axes(self, output: Any) -> Any:
+        """(B, T, Do) -> (B, T, ...)."""
         if self.output_sizes is None or len(self.output_sizes) == 1:
             return output
-        return ops.reshape(output, (batch, length, *self.output_sizes))  # (B, T, ...)
+        return ops.reshape(output, (*ops.shape(output)[:2], *self.output_sizes))
 
     def _window(self, target: Any, source: Any) -> Any:
         """Lets queries see the keys around them: (1, T, S)."""

@@ -102,7 +102,7 @@ class TransformerDecoderBlock(TransformerBlock):
 
     def prepare(self, memory: Any) -> dict[str, Any]:
         """Projects a memory (B, S, Dm) once for all positions."""
-        return self.cross_attention.project_memory(memory)
+        return self.cross_attention.prepare(memory)
 
     def empty_cache(self, batch_size: Any, length: Any, hypotheses: int = 1) -> dict[str, Any]:
         """The cache of the self-attention before the first of `length` positions."""
