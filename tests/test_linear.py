@@ -70,11 +70,15 @@ def test_products_of_rounded_numbers(batch, length, width, units, in_rows):
     assert product.dtype == for_x.dtype == for_weight.dtype == "float32"
 
 
-def test_only_within_the_scope_and_while_it_is_active():
+@pytest.mark.parametrize("in_rows", [False, True])
+def test_only_within_the_scope_and_while_it_is_active(in_rows):
     x, weight, upstream = random(4, 6), random(6, 8, seed=1), random(4, 8, seed=2)
-    product, for_x, _ = product_and_gradients(x, weight, upstream, active=False)
+    given = weight.T if in_rows else weight
+    product, for_x, for_weight = product_and_gradients(x, given, upstream, in_rows, active=False)
     np.testing.assert_allclose(product, x @ weight, atol=1e-6)
     np.testing.assert_allclose(for_x, upstream @ weight.T, atol=1e-6)
+    expected = x.T @ upstream
+    np.testing.assert_allclose(for_weight, expected.T if in_rows else expected, atol=1e-6)
     with bfloat16_products(), bfloat16_products(False):
         pass
     np.testing.assert_allclose(linear(x, weight), x @ weight, atol=1e-6)

@@ -36,7 +36,7 @@ def linear(x: Any, weight: Any, bias: Any = None, in_rows: bool = False) -> Any:
     if _rounds(flat, weight):
         product = _bfloat16_product(flat, weight, bias, in_rows)
     else:
-        product = ops.matmul(flat, ops.transpose(weight) if in_rows else weight)
+        product = _product_with_rows(flat, weight) if in_rows else ops.matmul(flat, weight)
         product = product if bias is None else product + bias
     return ops.reshape(product, (*axes, weight.shape[0 if in_rows else 1]))  # (..., U)
 
@@ -84,6 +84,18 @@ def _rounds(x: Any, weight: Any) -> bool:
     return rounds_products() and all(
         keras.backend.standardize_dtype(value.dtype) in ("float32", "bfloat16") for value in (x, weight)
     )
+
+
+def _product_with_rows(x: Any, weight: Any) -> Any:
+    """`x W'`, (N, D) and (U, D) -> (N, U)."""
+    # XLA multiplies a single row faster in this way.
+    if x.shape[0] == 1 or keras.backend.backend() != "tensorflow":
+        return ops.matmul(x, ops.transpose(weight))
+    import tensorflow as tf
+
+    # Its gradient for the weights comes out in rows, too. That for a transposed matrix XLA would compute in
+    # columns, which takes a quarter longer, and turn round.
+    return tf.matmul(x, ops.convert_to_tensor(weight), transpose_b=True)
 
 
 def _bfloat16_product(x: Any, weight: Any, bias: Any, in_rows: bool) -> Any:
