@@ -47,8 +47,13 @@ def draw(
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    heights = [_height(ratios) for ratios in panels.values()]
     figure, axes = pyplot.subplots(
-        len(panels), figsize=(8, 0.6 + 1.9 * len(panels)), squeeze=False, layout="constrained"
+        len(panels),
+        figsize=(8, 0.6 + sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
     )
     for ax, (title, ratios) in zip(axes[:, 0], panels.items(), strict=True):
         _draw_panel(ax, title, ratios)
@@ -56,6 +61,12 @@ def draw(
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     return f"Written to {file}"
+
+
+def _height(ratios: dict[str, dict[str, float]]) -> float:
+    """Inches of a panel: room for the number beside each bar, and for the name of each peer."""
+    bars = sum(map(len, ratios.values()))
+    return 0.7 + max(0.12 * bars, 0.24 * len(ratios))
 
 
 def _draw_panel(ax: Any, title: str, ratios: dict[str, dict[str, float]]) -> None:

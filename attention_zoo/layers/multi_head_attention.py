@@ -266,7 +266,8 @@ class MultiHeadAttention(Attention):
 
             (x W_q) k' = x (W_q k')        (weights v) W_o = weights (v W_o)
 
-        It is short if what comes of that is no larger than the matrices.
+        It is short if what comes of that is no larger than the matrices. Layers that rotate or gate, and such
+        as compute in half precision, only project it.
 
         Args:
             value: Float (B, S, Dv).
