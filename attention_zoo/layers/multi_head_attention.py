@@ -262,7 +262,7 @@ class MultiHeadAttention(Attention):
     def prepare(self, value: Any) -> dict[str, Any]:
         """What `attend` needs of a memory that it is asked about many times, as in a search.
 
-        A short memory takes in the matrices of queries and output, which are then not needed any more:
+        A short memory takes in the matrices of queries and output, for several queries at once:
 
             (x W_q) k' = x (W_q k')        (weights v) W_o = weights (v W_o)
 
@@ -293,25 +293,22 @@ class MultiHeadAttention(Attention):
         shared = self.num_heads // self.num_key_value_heads
         key, value = (ops.repeat(memory[name], shared, axis=1) for name in ("key", "value"))  # (B, H, S, d)
 
-        def by_head(weight: Any) -> Any:
-            """(..., H * d) -> (H, ..., d)."""
-            return ops.moveaxis(ops.reshape(weight, (-1, self.num_heads, self.key_dim)), 1, 0)
-
         def meet_keys(weight: Any) -> Any:
-            """(H, N, d) -> (B, N, H * S)."""
-            scores = ops.matmul(weight, ops.swapaxes(key, -2, -1)) / math.sqrt(self.key_dim)  # (B, H, N, S)
-            return ops.reshape(ops.swapaxes(scores, 1, 2), (batch, -1, self.num_heads * length))
+            """(N, H * d), or (H * d,) for one row of it -> (B, N, H * S)."""
+            rows = ops.reshape(weight, (1, -1, self.num_heads * self.key_dim))
+            e = scores.scaled_dot_scores(self._heads(rows, self.num_heads), key)  # (B, H, N, S)
+            return ops.reshape(ops.swapaxes(e, 1, 2), (batch, -1, self.num_heads * length))
 
         output_kernel = ops.reshape(self.output_kernel, (self.num_heads, self.value_dim, -1))  # (H, Dv, Do)
         prepared = {
             **memory,
-            "query_kernel": meet_keys(by_head(self.query_kernel)),
+            "query_kernel": meet_keys(self.query_kernel),
             "output_kernel": ops.reshape(
                 ops.matmul(value, output_kernel), (batch, self.num_heads * length, -1)
             ),
         }
         if self.use_bias:
-            prepared["query_bias"] = meet_keys(by_head(self.query_bias))
+            prepared["query_bias"] = meet_keys(self.query_bias)
         return prepared
 
     def _project_self(self, x: Any, places: Any) -> tuple[Any, dict[str, Any]]:
@@ -441,11 +438,11 @@ class MultiHeadAttention(Attention):
     ) -> tuple[Any, Any]:
         """`attend` to a memory that has taken in the matrices of queries and output."""
         batch, length, _ = ops.shape(query)
-        scores = ops.matmul(query, memory["query_kernel"])  # (B, T, H * S)
+        e = ops.matmul(query, memory["query_kernel"])  # (B, T, H * S)
         if self.use_bias:
-            scores = scores + memory["query_bias"]
-        scores = ops.reshape(scores, (batch, length, self.num_heads, -1))  # (B, T, H, S)
-        weights = attention_ops.attention_weights(ops.swapaxes(scores, 1, 2), _by_head(mask))  # (B, H, T, S)
+            e = e + memory["query_bias"]
+        e = ops.reshape(e, (batch, length, self.num_heads, -1))  # (B, T, H, S)
+        weights = attention_ops.attention_weights(ops.swapaxes(e, 1, 2), _by_head(mask))  # (B, H, T, S)
         applied = ops.swapaxes(self.weight_dropout(weights, training=training), 1, 2)  # (B, T, H, S)
         output = ops.matmul(ops.reshape(applied, (batch, length, -1)), memory["output_kernel"])  # (B, T, Do)
         return self._output_axes(output + self.output_bias if self.use_bias else output), weights
